@@ -1,0 +1,1 @@
+"""One file per technology: the ways in which Headway meets the world."""

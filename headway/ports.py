@@ -1,0 +1,263 @@
+"""What Headway needs from the world. Adapters fulfil these; shells are built on them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from headway.core.cluster import ResourceCounters
+from headway.core.perf_model import PerfModel
+from headway.core.request import FinishReason, Sampling
+
+
+class Clock(Protocol):
+    """Monotonic time of this process, in seconds."""
+
+    def now_s(self) -> float: ...
+
+
+class Tokenizer(Protocol):
+    """The served model's own tokenizer and chat template."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Token ids of (role, content) messages in the chat template, ready for an answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KvTarget:
+    """Where, and with what right, one request's pages may be sent."""
+
+    address: str
+    transfer_id: str
+    ticket: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KvTransferRecord:
+    """What moving one request's KV took, as the receiving side saw it.
+
+    Attributes:
+        overlapped_ratio: bytes that had arrived before the prompt's last chunk was computed
+            / all bytes.
+        started_unix_ns, ended_unix_ns: first page to commit, for a trace span.
+        traceparent: W3C context that came with the transfer; empty if none.
+    """
+
+    num_bytes: int
+    num_frames: int
+    num_blocks_reused: int
+    overlapped_ratio: float
+    started_unix_ns: int
+    ended_unix_ns: int
+    traceparent: str
+
+    @property
+    def duration_s(self) -> float:
+        return (self.ended_unix_ns - self.started_unix_ns) / 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Fixed properties of a started engine; see `core.cluster.WorkerSpec` for meanings.
+
+    Attributes:
+        perf_model: the profile, scaled to what the warm-up measured on this machine.
+    """
+
+    max_model_len: int
+    kv_block_size: int
+    num_kv_blocks: int
+    max_step_tokens: int
+    max_num_running: int
+    kv_bytes_per_token: int
+    perf_model: PerfModel
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What the engine holds now."""
+
+    num_running: int
+    num_waiting: int
+    num_free_kv_blocks: int
+    resources: ResourceCounters
+    step_time_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillJob:
+    """A prompt to compute, and where its pages go.
+
+    Attributes:
+        priority: lower goes first: 0 guaranteed, 1 best effort.
+        traceparent: W3C context of the caller's span; empty if none.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    target: KvTarget
+    priority: int
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillResult:
+    """`queued_s`: submitted to first step; `computed_s`: first step to last."""
+
+    queued_s: float
+    computed_s: float
+    num_cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeJob:
+    """A request to continue from pages that arrive under `target.transfer_id`.
+
+    Attributes:
+        kv_timeout_s: the pages must be complete within this time.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: Sampling
+    target: KvTarget
+    priority: int
+    kv_timeout_s: float
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTokens:
+    """Tokens one or more steps added, with the text that became complete."""
+
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFinished:
+    """Last item of a decode. `num_prompt_tokens_recomputed` is 1 when all KV was sent."""
+
+    finish_reason: FinishReason
+    num_prompt_tokens_recomputed: int
+    kv_transfer: KvTransferRecord | None
+
+
+class Engine(Protocol):
+    """One inference engine: real vLLM, or the emulated one. All methods are for one event loop.
+
+    Cancelling the task that awaits `prefill`, or closing the generator of `decode`, frees
+    everything the request holds in the engine, pages on their way included.
+    """
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    async def prefill(self, job: PrefillJob) -> PrefillResult:
+        """Compute a prompt and start sending its pages; returns when the prompt is computed.
+
+        Raises:
+            EngineFailed: the engine ended or refused the request.
+        """
+        ...
+
+    def mint_target(self, request_id: str) -> KvTarget:
+        """A fresh target for one transfer into this engine. Decode workers only."""
+        ...
+
+    def decode(self, job: DecodeJob) -> AsyncGenerator[EngineTokens | EngineFinished]:
+        """Yield tokens, the first output token included, then exactly one EngineFinished.
+
+        Raises:
+            KvTransferFailed: the pages did not arrive whole, or not in time.
+            EngineFailed: the engine ended or refused the request.
+        """
+        ...
+
+    async def load(self) -> EngineLoad: ...
+
+    async def close(self) -> None: ...
+
+
+SpanKind = Literal["INTERNAL", "SERVER", "CLIENT"]
+AttributeValue = str | int | float | bool
+
+
+class Span(Protocol):
+    """One open span."""
+
+    @property
+    def traceparent(self) -> str:
+        """W3C context to hand to children; empty when tracing is off and no parent had one."""
+        ...
+
+    def set(self, attributes: Mapping[str, AttributeValue]) -> None: ...
+
+    def end(self, error: str = "") -> None:
+        """Close it; `error` is a constant such as a gRPC status name, empty when all went well."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutcome:
+    """One finished request, for metrics. Nothing of its content."""
+
+    tier: str
+    state: str
+    guaranteed: bool
+    attained: bool
+    num_prompt_tokens: int
+    num_output_tokens: int
+    ttft_s: float | None
+    tpot_s: float | None
+    e2e_latency_s: float
+
+
+class Telemetry(Protocol):
+    """Traces and metrics. Never blocks, never raises; does nothing when not configured."""
+
+    def start_span(
+        self,
+        name: str,
+        *,
+        parent: str,
+        kind: SpanKind = "INTERNAL",
+        attributes: Mapping[str, AttributeValue] | None = None,
+    ) -> Span:
+        """Open a span under the W3C context `parent`; an empty parent starts a new trace."""
+        ...
+
+    def add_span(
+        self,
+        name: str,
+        *,
+        parent: str,
+        start_unix_ns: int,
+        end_unix_ns: int,
+        attributes: Mapping[str, AttributeValue] | None = None,
+    ) -> None:
+        """Record a span that is over already."""
+        ...
+
+    def admission_decided(self, tier: str, decision: str) -> None:
+        """Count one decision: GUARANTEED, BEST_EFFORT or the reason of a refusal."""
+        ...
+
+    def request_finished(self, outcome: RequestOutcome) -> None: ...
+
+    def kv_transferred(self, record: KvTransferRecord) -> None: ...
+
+    def worker_load(self, worker_id: str, load: EngineLoad) -> None:
+        """Keep the newest load of a worker for its gauges."""
+        ...
+
+    def shutdown(self) -> None:
+        """Export what is left, within two seconds."""
+        ...

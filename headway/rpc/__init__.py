@@ -1,0 +1,1 @@
+"""What all gRPC code shares: servers, channels, conversion, errors."""
