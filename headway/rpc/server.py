@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import grpc
-from grpc_channelz.v1 import channelz
+from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -52,7 +52,7 @@ class Server:
             [
                 *service_names,
                 health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-                channelz.SERVICE_NAME,
+                channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name,
                 reflection.SERVICE_NAME,
             ],
             self.grpc,
