@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -162,7 +162,15 @@ class _Profile(_Section):
     perf_model: PerfModel
 
 
-def _read(path: Path, root: type[BaseModel]) -> BaseModel:
+RootT = TypeVar("RootT", bound=BaseModel)
+
+
+def read_toml(path: Path, root: type[RootT]) -> RootT:
+    """Read a TOML file into `root`.
+
+    Raises:
+        ConfigError: one line for each thing wrong, with the key's path.
+    """
     try:
         return root.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
@@ -183,9 +191,7 @@ def load_config(path: Path) -> Config:
     Raises:
         ConfigError: one line for each thing wrong, with the key's path.
     """
-    config = _read(path, Config)
-    assert isinstance(config, Config)
-    return config
+    return read_toml(path, Config)
 
 
 def load_profile(path: Path) -> PerfModel:
@@ -194,6 +200,4 @@ def load_profile(path: Path) -> PerfModel:
     Raises:
         ConfigError: as `load_config`.
     """
-    profile = _read(path, _Profile)
-    assert isinstance(profile, _Profile)
-    return profile.perf_model
+    return read_toml(path, _Profile).perf_model

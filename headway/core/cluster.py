@@ -68,12 +68,19 @@ class WorkerLoad:
 
 @dataclass(frozen=True, slots=True)
 class PrefillTask:
-    """A prompt given to a prefill worker and not finished yet."""
+    """A prompt given to a prefill worker and not finished yet.
+
+    Attributes:
+        sent_at_s: infinite while the decode worker has not yet said where the pages go.
+        due_at_s: computed by then, the promised first token is on time; infinite when best
+            effort.
+    """
 
     request_id: str
     num_prompt_tokens: int
     guaranteed: bool
     sent_at_s: float
+    due_at_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +100,23 @@ class DecodeTask:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSnapshot:
-    """One worker as the controller sees it: its own books, corrected by the worker's reports."""
+    """One worker as the controller sees it: its own books, corrected by the worker's reports.
+
+    Attributes:
+        prefills: in the order they were given; a decode worker has none.
+        decodes: progress as of the last change of this worker's books or its last report.
+        last_prefill_ended_at_s: when a prompt last was computed, or given up, here.
+        num_kv_blocks_sending: held by computed prompts whose pages are still on their way.
+        overhead_s: what the way to the first token takes beside engine steps, as measured.
+    """
 
     spec: WorkerSpec
     load: WorkerLoad
     prefills: tuple[PrefillTask, ...] = ()
     decodes: tuple[DecodeTask, ...] = ()
+    last_prefill_ended_at_s: float = -math.inf
+    num_kv_blocks_sending: int = 0
+    overhead_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

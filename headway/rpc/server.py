@@ -31,6 +31,8 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
 SERVER_OPTIONS: list[tuple[str, int]] = [
     *_KEEPALIVE,
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 4000),
+    # Pings that a busy machine held up arrive close together: no reason to hang up on a peer.
+    ("grpc.http2.max_ping_strikes", 0),
     ("grpc.max_metadata_size", 8192),
     # Two servers on one port would each get half of the calls, silently.
     ("grpc.so_reuseport", 0),

@@ -1,0 +1,230 @@
+"""The decode role: pages arrive and are checked, then one token per step for every sequence."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from headway.adapters.emulated import content
+from headway.adapters.emulated.steps import BlockPool, StepLoop
+from headway.adapters.kv_grpc.layout import PageLayout
+from headway.adapters.kv_grpc.numpy_store import NumpyPageStore
+from headway.adapters.kv_grpc.receiver import KvReceiver, TransferOutcome
+from headway.adapters.kv_grpc.tickets import TicketMint
+from headway.config import EmulatedConfig
+from headway.core.perf_model import PerfModel, StepShape
+from headway.errors import EngineFailed, HeadwayError, KvTransferFailed
+from headway.ports import (
+    DecodeJob,
+    EngineFinished,
+    EngineTokens,
+    KvTarget,
+    KvTransferRecord,
+)
+
+
+@dataclass(slots=True, order=True)
+class _Sequence:
+    """One request, from its arrival until its consumer has read the end."""
+
+    priority: int
+    arrival: int
+    job: DecodeJob = field(compare=False)
+    kv_due_at_s: float = field(compare=False)
+    block_hashes: list[bytes] = field(compare=False)
+    output: content.Output = field(compare=False)
+    progress: asyncio.Event = field(compare=False, default_factory=asyncio.Event)
+    block_ids: list[int] = field(compare=False, default_factory=list)
+    num_ready: int = field(compare=False, default=0)
+    kv_transfer: KvTransferRecord | None = field(compare=False, default=None)
+    failure: HeadwayError | None = field(compare=False, default=None)
+
+    @property
+    def num_prompt_blocks(self) -> int:
+        return len(self.block_hashes)
+
+    def fail(self, failure: HeadwayError) -> None:
+        self.failure = failure
+        self.progress.set()
+
+
+class DecodeWork:
+    """Implements `steps.StepWork`.
+
+    A sequence gets KV blocks for its prompt and all its output, in order of (priority,
+    arrival), then waits for its pages, then takes part in every step until its output ends.
+    """
+
+    def __init__(
+        self, engine: EmulatedConfig, layout: PageLayout, perf_model: PerfModel, host: str
+    ) -> None:
+        self._engine = engine
+        self._layout = layout
+        self._store = NumpyPageStore(engine.num_kv_blocks, layout)
+        self.blocks = BlockPool(engine.num_kv_blocks)
+        secret = secrets.token_bytes(32)
+        self._mint = TicketMint(secret)
+        self.transport = KvReceiver(host, layout, self._store, secret)
+        self.steps = StepLoop(self, perf_model)
+        self._arrivals = itertools.count()
+        self._waiting: list[_Sequence] = []
+        self._loading: dict[str, _Sequence] = {}
+        self._running: dict[str, _Sequence] = {}
+        self._num_context_tokens = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting) + len(self._loading)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def awaits_transfers(self) -> bool:
+        return bool(self._loading)
+
+    def mint_target(self, request_id: str) -> KvTarget:
+        """As `ports.Engine.mint_target`."""
+        transfer_id, ticket = self._mint.mint(request_id)
+        return KvTarget(self.transport.address, transfer_id, ticket)
+
+    async def decode(self, job: DecodeJob) -> AsyncGenerator[EngineTokens | EngineFinished]:
+        """As `ports.Engine.decode`."""
+        sequence = self._submit(job)
+        # Blocks are reserved in time or not at all; from then on the receiver keeps the time.
+        timer = asyncio.get_running_loop().call_later(job.kv_timeout_s, self._expire, sequence)
+        output = sequence.output
+        try:
+            num_taken = 0
+            while num_taken < len(output.token_ids):
+                await sequence.progress.wait()
+                sequence.progress.clear()
+                if sequence.failure is not None:
+                    raise sequence.failure
+                new = slice(num_taken, sequence.num_ready)
+                num_taken = sequence.num_ready
+                yield EngineTokens(tuple(output.token_ids[new]), output.text[new])
+            # The last prompt token is what the first step computes from.
+            yield EngineFinished(output.finish_reason, 1, sequence.kv_transfer)
+        finally:
+            timer.cancel()
+            self._forget(sequence)
+
+    def begin_step(self) -> StepShape | None:
+        for outcome in self.transport.poll() if self._loading else ():
+            self._transfer_ended(outcome)
+        self._reserve_blocks()
+        if not self._running:
+            return None
+        return StepShape(
+            num_decodes=len(self._running), num_decode_context_tokens=self._num_context_tokens
+        )
+
+    def end_step(self) -> None:
+        for sequence in list(self._running.values()):
+            sequence.num_ready += 1
+            self._num_context_tokens += 1
+            sequence.progress.set()
+            if sequence.num_ready == len(sequence.output.token_ids):
+                self._finish(sequence)
+
+    def fail(self, message: str) -> None:
+        """End all requests, because no more steps will run."""
+        for sequence in (*self._waiting, *self._loading.values(), *self._running.values()):
+            sequence.fail(EngineFailed(message))
+
+    def _submit(self, job: DecodeJob) -> _Sequence:
+        hashes = content.block_hashes(
+            job.prompt_token_ids, self._engine.kv_block_size, self._engine.seed
+        )
+        sequence = _Sequence(
+            job.priority,
+            next(self._arrivals),
+            job,
+            time.monotonic() + job.kv_timeout_s,
+            hashes,
+            content.output(hashes[-1], job.sampling),
+        )
+        heapq.heappush(self._waiting, sequence)
+        self.steps.work_arrived()
+        return sequence
+
+    def _reserve_blocks(self) -> None:
+        while (
+            self._waiting and len(self._running) + len(self._loading) < self._engine.max_num_running
+        ):
+            job = self._waiting[0].job
+            num_tokens = len(job.prompt_token_ids) + job.sampling.max_tokens
+            num_blocks = -(-num_tokens // self._engine.kv_block_size)
+            if num_blocks > self.blocks.num_free:
+                return
+            sequence = heapq.heappop(self._waiting)
+            sequence.block_ids = self.blocks.allocate(num_blocks)
+            self._loading[job.target.transfer_id] = sequence
+            self.transport.expect(
+                job.target.transfer_id,
+                sequence.block_ids[: sequence.num_prompt_blocks],
+                first_block=0,
+                timeout_s=max(0.0, sequence.kv_due_at_s - time.monotonic()),
+            )
+
+    def _transfer_ended(self, outcome: TransferOutcome) -> None:
+        sequence = self._loading.pop(outcome.transfer_id, None)
+        if sequence is None:
+            # Its consumer went away after the transfer had ended, and before this step.
+            return
+        if outcome.record is None:
+            sequence.fail(KvTransferFailed(outcome.error))
+        elif not self._pages_are_right(sequence):
+            sequence.fail(KvTransferFailed("the pages that arrived are not those of the prompt"))
+        else:
+            self._running[sequence.job.request_id] = sequence
+            self._num_context_tokens += len(sequence.job.prompt_token_ids)
+            sequence.kv_transfer = outcome.record
+            return
+        self._release_blocks(sequence)
+
+    def _pages_are_right(self, sequence: _Sequence) -> bool:
+        block_ids = sequence.block_ids[: sequence.num_prompt_blocks]
+        return all(
+            b"".join(self._store.read(layer, block_ids))
+            == content.pages(sequence.block_hashes, layer, self._layout.page_bytes)
+            for layer in range(self._layout.num_layers)
+        )
+
+    def _expire(self, sequence: _Sequence) -> None:
+        if sequence in self._waiting:
+            sequence.fail(KvTransferFailed("no KV blocks became free in time"))
+
+    def _finish(self, sequence: _Sequence) -> None:
+        del self._running[sequence.job.request_id]
+        self._num_context_tokens -= len(sequence.job.prompt_token_ids) + sequence.num_ready
+        self._release_blocks(sequence)
+
+    def _forget(self, sequence: _Sequence) -> None:
+        """Free what is left of a request whose consumer has gone, at whatever stage it is."""
+        transfer_id = sequence.job.target.transfer_id
+        if sequence.job.request_id in self._running:
+            self._finish(sequence)
+            return
+        is_waiting = sequence in self._waiting
+        if is_waiting:
+            self._waiting.remove(sequence)
+            heapq.heapify(self._waiting)
+        if is_waiting or self._loading.pop(transfer_id, None) is not None:
+            try:
+                self.transport.abort(transfer_id)
+            finally:
+                # Not before the abort: until then pages may be written to them.
+                self._release_blocks(sequence)
+
+    def _release_blocks(self, sequence: _Sequence) -> None:
+        self.blocks.release(sequence.block_ids)
+        # They may be what the next request waits for.
+        self.steps.work_arrived()

@@ -1,0 +1,181 @@
+"""Page frames, written and read by hand so that the pages are copied once and never parsed.
+
+A frame is a valid `headway.v1.PushRequest`: any protobuf library reads it, and a frame that
+another library wrote is read here, only slower.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import google_crc32c
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from headway.adapters.kv_grpc.layout import PageLayout
+from headway.errors import KvTransferFailed
+from headway.v1 import kv_transfer_service_pb2 as pb
+
+MAX_PAYLOAD_BYTES = 1 << 20
+
+# Field number << 3 | wire type, for the six fixed32 fields 3..8 and the bytes field 9.
+_FIXED32_TAGS = tuple(number << 3 | 5 for number in range(3, 9))
+_PAYLOAD_TAG = 9 << 3 | 2
+_HEADER = struct.Struct("<" + "BI" * 6 + "B5s")
+HEADER_BYTES = _HEADER.size
+
+
+@dataclass(frozen=True, slots=True)
+class PageRange:
+    """A rectangle of pages: layers times blocks of one request."""
+
+    first_layer: int
+    num_layers: int
+    first_block: int
+    num_blocks: int
+
+    @property
+    def num_pages(self) -> int:
+        return self.num_layers * self.num_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class PageFrame:
+    """One page frame. `payload` is a view into the received message."""
+
+    sequence: int
+    pages: PageRange
+    crc32c: int
+    payload: memoryview
+
+
+def checksum(views: Sequence[memoryview], value: int = 0) -> int:
+    """CRC-32C of contiguous buffers, one after the other, continued from `value`."""
+    for view in views:
+        # google_crc32c refuses memoryviews but takes an array over the same memory.
+        value = google_crc32c.extend(value, np.frombuffer(view, np.uint8)) if view.nbytes else value
+    return value
+
+
+def checksum_of_checksums(crc32c: int, value: int) -> int:
+    """Continue the transfer's checksum `value` with that of one more frame."""
+    extended: int = google_crc32c.extend(value, struct.pack("<I", crc32c))
+    return extended
+
+
+def _varint5(number: int) -> bytes:
+    """`number` as a varint padded to five bytes, so that all headers are equally long."""
+    groups = [number >> shift & 0x7F for shift in range(0, 35, 7)]
+    return bytes([*(group | 0x80 for group in groups[:4]), groups[4]])
+
+
+def _from_varint5(data: bytes) -> int | None:
+    if not all(byte & 0x80 for byte in data[:4]) or data[4] & 0x80:
+        return None
+    return sum((byte & 0x7F) << shift for byte, shift in zip(data, range(0, 35, 7), strict=True))
+
+
+def encode(sequence: int, pages: PageRange, views: Sequence[memoryview]) -> bytes:
+    """One page frame as a message for the wire; `views` are copied exactly once."""
+    fields = (
+        sequence,
+        pages.first_layer,
+        pages.num_layers,
+        pages.first_block,
+        pages.num_blocks,
+        checksum(views),
+    )
+    tagged = [part for pair in zip(_FIXED32_TAGS, fields, strict=True) for part in pair]
+    length = _varint5(sum(view.nbytes for view in views))
+    return b"".join([_HEADER.pack(*tagged, _PAYLOAD_TAG, length), *views])
+
+
+def decode(message: bytes) -> pb.PushOpen | pb.PushCommit | PageFrame:
+    """Read one message of a stream. Does not verify the checksum.
+
+    Raises:
+        KvTransferFailed: not a PushRequest, or not exactly one of its three kinds.
+    """
+    return _decode_page_frame(message) or _parse(message)
+
+
+def _decode_page_frame(message: bytes) -> PageFrame | None:
+    """A frame in our own form, without a copy; None for any other message."""
+    if len(message) < HEADER_BYTES:
+        return None
+    *tagged, payload_tag, length = _HEADER.unpack_from(message)
+    if tuple(tagged[::2]) != _FIXED32_TAGS or payload_tag != _PAYLOAD_TAG:
+        return None
+    if _from_varint5(length) != len(message) - HEADER_BYTES:
+        return None
+    sequence, first_layer, num_layers, first_block, num_blocks, crc32c = tagged[1::2]
+    pages = PageRange(first_layer, num_layers, first_block, num_blocks)
+    return PageFrame(sequence, pages, crc32c, memoryview(message)[HEADER_BYTES:])
+
+
+def _parse(message: bytes) -> pb.PushOpen | pb.PushCommit | PageFrame:
+    try:
+        request = pb.PushRequest.FromString(message)
+    except DecodeError as error:
+        raise KvTransferFailed("the stream holds something that is no PushRequest") from error
+    is_frame = bool(request.payload)
+    if request.HasField("open") + request.HasField("commit") + is_frame != 1:
+        raise KvTransferFailed("a PushRequest is one of open, commit and page frame")
+    if request.HasField("open"):
+        return request.open
+    if request.HasField("commit"):
+        return request.commit
+    pages = PageRange(
+        request.first_layer, request.num_layers, request.first_block, request.num_blocks
+    )
+    return PageFrame(request.sequence, pages, request.crc32c, memoryview(request.payload))
+
+
+def cut(layout: PageLayout, first_block: int, num_blocks: int) -> Iterator[PageRange]:
+    """Cut all layers of a run of blocks into frames of at most 1 MiB, or of one page.
+
+    As many blocks as fit, then as many layers: a page store copies a layer's blocks at once.
+    All layers of some blocks come before later blocks, so that leaving out the first blocks
+    of a transfer leaves out its first frames.
+    """
+    if num_blocks == 0:
+        return
+    max_pages = max(1, MAX_PAYLOAD_BYTES // layout.page_bytes)
+    blocks_per_frame = _even_share(num_blocks, max_pages)
+    layers_per_frame = _even_share(layout.num_layers, max(1, max_pages // blocks_per_frame))
+    end = first_block + num_blocks
+    for block in range(first_block, end, blocks_per_frame):
+        for layer in range(0, layout.num_layers, layers_per_frame):
+            yield PageRange(
+                layer,
+                min(layers_per_frame, layout.num_layers - layer),
+                block,
+                min(blocks_per_frame, end - block),
+            )
+
+
+def _even_share(number: int, most: int) -> int:
+    """Size of the parts when `number` is cut into as few, about equal parts of at most `most`."""
+    return math.ceil(number / math.ceil(number / most))
+
+
+def without_blocks_before(message: bytes, first_block: int, layout: PageLayout) -> bytes | None:
+    """What is left of an encoded frame without its earlier blocks; None if nothing is."""
+    frame = decode(message)
+    assert isinstance(frame, PageFrame)
+    pages = frame.pages
+    num_dropped = max(0, first_block - pages.first_block)
+    if num_dropped >= pages.num_blocks:
+        return None
+    if num_dropped == 0:
+        return message
+    kept = PageRange(
+        pages.first_layer, pages.num_layers, first_block, pages.num_blocks - num_dropped
+    )
+    layer_bytes = pages.num_blocks * layout.page_bytes
+    kept_bytes = kept.num_blocks * layout.page_bytes
+    ends = [(layer + 1) * layer_bytes for layer in range(pages.num_layers)]
+    return encode(frame.sequence, kept, [frame.payload[end - kept_bytes : end] for end in ends])

@@ -1,0 +1,128 @@
+"""vLLM's KV tensors as rows of bytes: one row is one page."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from headway.adapters.kv_grpc.layout import PageLayout
+from headway.errors import ConfigError
+
+
+def _rows(layer: str, tensor: torch.Tensor, num_blocks: int) -> torch.Tensor:
+    """The tensor as (num_blocks, page bytes), sharing its memory.
+
+    A page is moved as it lies in memory, whatever order vLLM gives to heads, tokens, keys
+    and values inside it; all that is needed is that it lies in one piece.
+    """
+    if tensor.shape[0] != num_blocks:
+        raise ConfigError(
+            f"KV transfer needs the block as first dimension, but {layer} is "
+            f"{tuple(tensor.shape)} with {num_blocks} blocks"
+        )
+    inner = sorted(zip(tensor.stride()[1:], tensor.shape[1:], strict=True))
+    num_values = 1
+    for stride, size in inner:
+        if size > 1 and stride != num_values:
+            raise ConfigError(f"KV transfer needs pages in one piece, but {layer} is scattered")
+        num_values *= size
+    flat = torch.as_strided(
+        tensor, (num_blocks, num_values), (tensor.stride(0), 1), tensor.storage_offset()
+    )
+    return flat.view(torch.uint8)
+
+
+class TorchPageStore:
+    """Implements `kv_grpc.layout.PageStore` over the tensors vLLM registers, in layer order.
+
+    On a CPU pages are read and written in place. On a GPU they pass through pinned host
+    memory; that path follows the same rows and has not been run yet.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], num_blocks: int) -> None:
+        self._rows = [_rows(name, tensor, num_blocks) for name, tensor in tensors.items()]
+        sizes = {rows.shape[1] for rows in self._rows}
+        if len(sizes) != 1:
+            raise ConfigError(f"KV transfer needs pages of one size, but there are {sorted(sizes)}")
+        (self.page_bytes,) = sizes
+        self._on_gpu = self._rows[0].is_cuda
+        # Copies to the device go beside the engine's own work, not behind it.
+        self._write_stream = torch.cuda.Stream() if self._on_gpu else None
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._rows)
+
+    def read(self, layer: int, block_ids: Sequence[int]) -> list[memoryview]:
+        """See `PageStore`."""
+        rows = self._rows[layer]
+        if not self._on_gpu:
+            return [rows[block_id].numpy().data for block_id in block_ids]
+        gathered = rows.index_select(0, torch.tensor(block_ids, device=rows.device))
+        host = torch.empty(gathered.shape, dtype=torch.uint8, pin_memory=True)
+        # On the engine's own stream, so behind the kernels that write these pages.
+        host.copy_(gathered, non_blocking=True)
+        torch.cuda.current_stream(rows.device).synchronize()
+        return [page.numpy().data for page in host]
+
+    def write(self, layer: int, block_ids: Sequence[int], payload: memoryview) -> None:
+        """See `PageStore`."""
+        rows = self._rows[layer]
+        pages = np.frombuffer(payload, np.uint8).reshape(len(block_ids), self.page_bytes)
+        if not self._on_gpu:
+            rows.numpy()[list(block_ids)] = pages
+            return
+        host = torch.empty(pages.shape, dtype=torch.uint8, pin_memory=True)
+        host.numpy()[:] = pages
+        with torch.cuda.stream(self._write_stream):
+            index = torch.tensor(block_ids, device=rows.device)
+            rows.index_copy_(0, index, host.to(rows.device, non_blocking=True))
+            # The page counts as received, and `host` is given back, once it is there.
+            torch.cuda.current_stream(rows.device).synchronize()
+
+
+def layout_of(
+    store: TorchPageStore, tensors: Mapping[str, torch.Tensor], vllm_config: Any
+) -> PageLayout:
+    """The layout, with a digest of all that gives a page's bytes their meaning."""
+    hf_config = vllm_config.model_config.hf_config.to_dict()
+    # Where the files lay on this machine, and which library wrote them, change nothing.
+    for key in ("_name_or_path", "transformers_version"):
+        hf_config.pop(key, None)
+    facts = {
+        "model": hf_config,
+        "kv_dtype": vllm_config.cache_config.cache_dtype,
+        "block_size": vllm_config.cache_config.block_size,
+        "layers": [
+            # The number of blocks, shape[0], may differ between engines.
+            [name, str(tensor.dtype), list(tensor.shape[1:]), list(tensor.stride()[1:])]
+            for name, tensor in tensors.items()
+        ],
+        "device": next(iter(tensors.values())).device.type,
+        "packing": _cpu_packing(tensors, vllm_config),
+    }
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return PageLayout(
+        num_layers=store.num_layers,
+        page_bytes=store.page_bytes,
+        digest=hashlib.sha256(text.encode()).digest(),
+    )
+
+
+def _cpu_packing(tensors: Mapping[str, torch.Tensor], vllm_config: Any) -> str:
+    """Name of the instruction set for which vLLM packs K and V inside a CPU page."""
+    tensor = next(iter(tensors.values()))
+    if tensor.device.type != "cpu":
+        return ""
+    from vllm.v1.attention.backends.cpu_attn import _get_attn_isa  # noqa: PLC0415
+
+    model_config = vllm_config.model_config
+    packing: str = _get_attn_isa(
+        model_config.dtype, vllm_config.cache_config.block_size, model_config.get_head_size()
+    )
+    return packing

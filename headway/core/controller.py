@@ -1,0 +1,322 @@
+"""The controller's state machine: events in, effects out.
+
+One request: StartDecode reserves a place on the decode worker and learns where the pages go;
+StartPrefill computes the prompt and sends them there; then the decode worker's tokens are
+relayed until it is done. Whatever ends the request first ends it for good: it gets one
+SendFinished, its calls are aborted, and later events that name it mean nothing.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from headway.core.cluster import ClusterSnapshot, WorkerLoad, WorkerRole, WorkerSnapshot, WorkerSpec
+from headway.core.cluster_book import ClusterBook
+from headway.core.deadlines import Deadlines
+from headway.core.events import (
+    AbortOnWorkers,
+    AttemptFailed,
+    CancelCause,
+    CancelRequested,
+    DecodeCompleted,
+    DecodeReserved,
+    Effect,
+    Event,
+    FailureReason,
+    PrefillComputed,
+    RelayTokens,
+    RequestArrived,
+    SendAdmission,
+    SendRefusal,
+    StartDecode,
+    StartPrefill,
+    TimePassed,
+    TokensProduced,
+    WakeAt,
+    WorkerJoined,
+    WorkerLost,
+    WorkerReported,
+)
+from headway.core.planner.interface import (
+    AdmissionPolicy,
+    Constraint,
+    Guarantee,
+    Placement,
+    Refuse,
+    ServeBestEffort,
+)
+from headway.core.progress import Progress
+from headway.core.request import RequestSpec, RequestState
+
+
+class Controller:
+    """Admits, places and relays; every token passes here, no KV does.
+
+    The work per token does not grow with the number of requests.
+    """
+
+    def __init__(self, policy: AdmissionPolicy, *, guard_ratio: float, max_requests: int) -> None:
+        """Args: max_requests: beyond so many admitted and not ended, requests are refused."""
+        self._policy = policy
+        self._guard_ratio = guard_ratio
+        self._max_requests = max_requests
+        self._cluster = ClusterBook()
+        self._requests: dict[str, Progress] = {}
+        self._best_effort_queue: dict[str, Progress] = {}
+        self._deadlines = Deadlines()
+        self._num_plans = 0
+        self._room_changed = False
+
+    def handle(self, event: Event, now_s: float) -> list[Effect]:
+        """What must be done because `event` happened at `now_s`."""
+        effects = self._effects(event, now_s)
+        if self._room_changed:
+            self._room_changed = False
+            effects += self._place_queued(now_s)
+        return effects
+
+    @property
+    def workers(self) -> list[WorkerSnapshot]:
+        """All workers, draining ones too, sorted by id."""
+        return self._cluster.workers()
+
+    @property
+    def num_best_effort_queued(self) -> int:
+        return len(self._best_effort_queue)
+
+    @property
+    def num_requests_running(self) -> int:
+        """Admitted and not ended, those in the best-effort queue left out."""
+        return len(self._requests) - len(self._best_effort_queue)
+
+    def has_request(self, request_id: str) -> bool:
+        return request_id in self._requests
+
+    def _effects(self, event: Event, now_s: float) -> list[Effect]:  # noqa: C901, PLR0911 - one line per event
+        match event:
+            case TokensProduced():
+                return self._tokens_produced(event, now_s)
+            case RequestArrived(request):
+                return self._arrived(request, now_s)
+            case DecodeReserved():
+                return self._reserved(event, now_s)
+            case PrefillComputed():
+                return self._computed(event, now_s)
+            case DecodeCompleted():
+                return self._completed(event, now_s)
+            case AttemptFailed():
+                return self._attempt_failed(event, now_s)
+            case CancelRequested(request_id, cause):
+                return self._cancelled(request_id, cause, now_s)
+            case TimePassed():
+                return self._time_passed(now_s)
+            case WorkerReported(worker_id, incarnation, load):
+                return self._reported(worker_id, incarnation, load)
+            case WorkerJoined(spec):
+                return self._joined(spec, now_s)
+            case WorkerLost(worker_id, incarnation):
+                return self._lost(worker_id, incarnation, now_s)
+            case _:
+                assert_never(event)
+
+    def _joined(self, spec: WorkerSpec, now_s: float) -> list[Effect]:
+        previous = self._cluster.incarnation(spec.worker_id)
+        effects = self._lost(spec.worker_id, previous, now_s) if previous is not None else []
+        self._cluster.join(spec)
+        self._room_changed = True
+        return effects
+
+    def _reported(self, worker_id: str, incarnation: str, load: WorkerLoad) -> list[Effect]:
+        if self._cluster.incarnation(worker_id) == incarnation:
+            self._cluster.report(worker_id, load)
+            self._room_changed = True
+        return []
+
+    def _lost(self, worker_id: str, incarnation: str, now_s: float) -> list[Effect]:
+        if self._cluster.incarnation(worker_id) != incarnation:
+            return []
+        effects: list[Effect] = []
+        message = f"the connection to worker {worker_id} ended"
+        for request_id in self._cluster.lose(worker_id):
+            progress = self._requests[request_id]
+            effects += self._fail(progress, FailureReason.WORKER_LOST, message, now_s)
+        return effects
+
+    def _arrived(self, request: RequestSpec, now_s: float) -> list[Effect]:
+        self._num_plans += 1
+        plan_id = f"plan-{self._num_plans}"
+        if len(self._requests) >= self._max_requests:
+            message = f"{len(self._requests)} requests are served already"
+            refusal = Refuse(Constraint.QUEUE_FULL, message, 1.0)
+            return [SendRefusal(request.request_id, plan_id, refusal)]
+        cluster = self._snapshot(now_s)
+        match self._policy.decide(request, cluster):
+            case Refuse() as refusal:
+                return [SendRefusal(request.request_id, plan_id, refusal)]
+            case Guarantee(placement, promise):
+                admission = SendAdmission(request, plan_id, promise, placement, None)
+                progress = Progress(request, now_s, promise)
+                return [admission, *self._admit(progress, placement, now_s)]
+            case ServeBestEffort(constraint):
+                placed = (
+                    None  # nobody overtakes those that wait already
+                    if self._best_effort_queue
+                    else self._policy.place_best_effort(request, cluster)
+                )
+                admission = SendAdmission(request, plan_id, None, placed, constraint)
+                progress = Progress(request, now_s, None)
+                return [admission, *self._admit(progress, placed, now_s)]
+
+    def _admit(self, progress: Progress, placement: Placement | None, now_s: float) -> list[Effect]:
+        request_id = progress.spec.request_id
+        self._requests[request_id] = progress
+        self._deadlines.add(progress.deadline_at_s, request_id)
+        if placement is None:
+            self._best_effort_queue[request_id] = progress
+            return self._wake()
+        return [*self._wake(), self._place(progress, placement, now_s)]
+
+    def _place(self, progress: Progress, placement: Placement, now_s: float) -> Effect:
+        progress.place(placement, self._guard_ratio, now_s)
+        self._cluster.place(progress)
+        remaining_s = progress.deadline_at_s - now_s
+        return StartDecode(
+            progress.spec, placement.decode_worker_id, progress.guaranteed, remaining_s
+        )
+
+    def _place_queued(self, now_s: float) -> list[Effect]:
+        """Start best-effort requests, in the order they came, while the first one fits."""
+        effects: list[Effect] = []
+        while self._best_effort_queue:
+            request_id, progress = next(iter(self._best_effort_queue.items()))
+            placement = self._policy.place_best_effort(progress.spec, self._snapshot(now_s))
+            if placement is None:
+                break
+            del self._best_effort_queue[request_id]
+            effects.append(self._place(progress, placement, now_s))
+        return effects
+
+    def _snapshot(self, now_s: float) -> ClusterSnapshot:
+        return self._cluster.snapshot(now_s, len(self._best_effort_queue))
+
+    def _reserved(self, event: DecodeReserved, now_s: float) -> list[Effect]:
+        progress = self._requests.get(event.request_id)
+        if progress is None or progress.placement is None or progress.prefill_sent_at_s is not None:
+            return []
+        progress.prefill_sent_at_s = now_s
+        self._cluster.prefill_sent(progress)
+        return [
+            StartPrefill(
+                progress.spec,
+                progress.placement.prefill_worker_id,
+                progress.guaranteed,
+                event.kv_handle,
+                progress.deadline_at_s - now_s,
+            )
+        ]
+
+    def _computed(self, event: PrefillComputed, now_s: float) -> list[Effect]:
+        progress = self._requests.get(event.request_id)
+        if progress is None or not progress.prefill_runs:
+            return []
+        progress.prefill_runs = False
+        progress.prefill_result = event
+        self._cluster.computed(progress, now_s)
+        if progress.state is RequestState.PREFILLING:
+            progress.move_to(RequestState.TRANSFERRING)
+        else:
+            self._cluster.handed_over(progress)
+        self._room_changed = True
+        return []
+
+    def _tokens_produced(self, event: TokensProduced, now_s: float) -> list[Effect]:
+        progress = self._requests.get(event.request_id)
+        if progress is None:
+            return []
+        num_before = progress.num_output_tokens
+        end = event.first_index + len(event.token_ids)
+        if event.first_index < num_before and end <= num_before:
+            return []  # a duplicate
+        max_tokens = progress.spec.sampling.max_tokens
+        in_order = event.first_index == num_before and end <= max_tokens
+        if not in_order or progress.prefill_sent_at_s is None:
+            message = f"tokens [{event.first_index}, {end}) came after {num_before} of {max_tokens}"
+            return self._fail(progress, FailureReason.TOKEN_ORDER, message, now_s)
+        progress.count_tokens(event.token_ids, now_s)
+        if progress.state is not RequestState.DECODING:
+            progress.move_to(RequestState.DECODING)
+            if not progress.prefill_runs:
+                self._cluster.handed_over(progress)
+        return [RelayTokens(event.request_id, event.first_index, event.token_ids, event.text)]
+
+    def _completed(self, event: DecodeCompleted, now_s: float) -> list[Effect]:
+        progress = self._requests.get(event.request_id)
+        if progress is None:
+            return []
+        if progress.prefill_sent_at_s is None:
+            message = "the decode ended before it began"
+            return self._fail(progress, FailureReason.TOKEN_ORDER, message, now_s)
+        progress.decode_runs = False
+        progress.completion = event
+        if progress.state is not RequestState.DECODING:
+            progress.move_to(RequestState.DECODING)
+        return self._end(progress, RequestState.SUCCEEDED, None, "", now_s)
+
+    def _attempt_failed(self, event: AttemptFailed, now_s: float) -> list[Effect]:
+        progress = self._requests.get(event.request_id)
+        if progress is None:
+            return []
+        if event.role is WorkerRole.PREFILL:
+            if not progress.prefill_runs:
+                return []
+            progress.prefill_runs = False
+        else:
+            progress.decode_runs = False
+        if now_s >= progress.deadline_at_s:
+            return self._expire(progress, now_s)
+        return self._fail(progress, event.reason, event.message, now_s)
+
+    def _cancelled(self, request_id: str, cause: CancelCause, now_s: float) -> list[Effect]:
+        progress = self._requests.get(request_id)
+        if progress is None:
+            return []
+        return self._end(progress, RequestState.CANCELLED, None, cause.value, now_s)
+
+    def _time_passed(self, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for request_id in self._deadlines.pop_due(now_s):
+            if (progress := self._requests.get(request_id)) is not None:
+                effects += self._expire(progress, now_s)
+        return [*effects, *self._wake()]
+
+    def _wake(self) -> list[Effect]:
+        at_s = self._deadlines.next_wake_at_s()
+        return [] if at_s is None else [WakeAt(at_s)]
+
+    def _expire(self, progress: Progress, now_s: float) -> list[Effect]:
+        message = f"not done within its deadline of {progress.spec.deadline_s:g} s"
+        return self._end(progress, RequestState.DEADLINE_EXCEEDED, None, message, now_s)
+
+    def _fail(
+        self, progress: Progress, reason: FailureReason, message: str, now_s: float
+    ) -> list[Effect]:
+        return self._end(progress, RequestState.FAILED, reason, message, now_s)
+
+    def _end(
+        self,
+        progress: Progress,
+        state: RequestState,
+        failure: FailureReason | None,
+        message: str,
+        now_s: float,
+    ) -> list[Effect]:
+        request_id = progress.spec.request_id
+        del self._requests[request_id]
+        self._best_effort_queue.pop(request_id, None)
+        self._cluster.drop(progress, now_s)
+        self._deadlines.sweep(self._requests, len(self._requests))
+        self._room_changed = True
+        finished = progress.finished(state, failure, message, now_s)
+        if progress.prefill_runs or progress.decode_runs:
+            return [AbortOnWorkers(request_id), finished]
+        return [finished]

@@ -1,0 +1,100 @@
+"""The questions a planner answers, and the forms of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from headway.core.cluster import ClusterSnapshot
+from headway.core.request import RequestSpec
+from headway.core.slo import Promise, Slo
+
+
+class Constraint(StrEnum):
+    """What stood against a promise, or against serving at all."""
+
+    PREFILL_TIME = "PREFILL_TIME"
+    DECODE_RATE = "DECODE_RATE"
+    KV_BLOCKS = "KV_BLOCKS"
+    NOT_ASKED = "NOT_ASKED"
+    QUEUE_FULL = "QUEUE_FULL"
+    NO_WORKER = "NO_WORKER"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerParams:
+    """What a deployment sets.
+
+    Attributes:
+        guard_ratio: predicted times are multiplied by this before they are promised.
+        max_best_effort_queued: beyond it requests are refused.
+        tiers: bounds by name, best-effort tiers left out.
+    """
+
+    guard_ratio: float
+    max_best_effort_queued: int
+    tiers: Mapping[str, Slo]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a request runs, and what is expected of it there.
+
+    Attributes:
+        predicted_ttft_s: from now to the first token.
+        predicted_tpot_s: time of a decode step at the lengths all requests may reach.
+        predicted_handover_s: the part of `predicted_ttft_s` after the prompt is computed.
+    """
+
+    prefill_worker_id: str
+    decode_worker_id: str
+    predicted_ttft_s: float
+    predicted_tpot_s: float
+    predicted_handover_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantee:
+    """The promise can be kept, at this place, together with all promises made before."""
+
+    placement: Placement
+    promise: Promise
+
+
+@dataclass(frozen=True, slots=True)
+class ServeBestEffort:
+    """Serve it without a promise, after all promised work."""
+
+    binding_constraint: Constraint
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Do not serve it now.
+
+    Attributes:
+        retry_after_s: when it is likely to fit.
+        tier_that_fits: a tier that would be promised now; None if there is none.
+    """
+
+    binding_constraint: Constraint
+    message: str
+    retry_after_s: float
+    tier_that_fits: str | None = None
+
+
+Decision = Guarantee | ServeBestEffort | Refuse
+
+
+class AdmissionPolicy(Protocol):
+    """Decides what is promised, and what best-effort work may run beside the promises."""
+
+    def decide(self, request: RequestSpec, cluster: ClusterSnapshot) -> Decision:
+        """What to answer to a request that arrives at `cluster.now_s`."""
+        ...
+
+    def place_best_effort(self, request: RequestSpec, cluster: ClusterSnapshot) -> Placement | None:
+        """Where the first request of the best-effort queue may run now; None if it must wait."""
+        ...

@@ -1,0 +1,205 @@
+"""Feeds events to the controller and carries out what it asks. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import assert_never
+
+from headway.core.cluster import WorkerLoad, WorkerRole, WorkerSnapshot, WorkerSpec
+from headway.core.controller import Controller
+from headway.core.events import (
+    AbortOnWorkers,
+    CancelCause,
+    CancelRequested,
+    Effect,
+    Event,
+    RelayTokens,
+    RequestArrived,
+    SendAdmission,
+    SendFinished,
+    SendRefusal,
+    StartDecode,
+    StartPrefill,
+    TimePassed,
+    WakeAt,
+    WorkerJoined,
+    WorkerLost,
+    WorkerReported,
+)
+from headway.core.request import RequestSpec
+from headway.errors import NotFound
+from headway.ports import Clock, EngineLoad, Telemetry
+from services.controller.messages import (
+    admission_to_pb,
+    final_error,
+    finished_to_pb,
+    refusal_error,
+)
+from services.controller.output import Output
+from services.controller.request_trace import RequestTrace
+from services.controller.worker_calls import WorkerCalls
+
+# A client whose connection takes nothing for so long is cancelled.
+SLOW_READER_S = 10.0
+
+
+class ControllerLoop:
+    """The live world around one `Controller`. Everything happens on one event loop."""
+
+    def __init__(self, controller: Controller, clock: Clock, telemetry: Telemetry) -> None:
+        self._controller = controller
+        self._clock = clock
+        self._telemetry = telemetry
+        self._calls = WorkerCalls(self.post, telemetry)
+        self._events: deque[Event] = deque()
+        self._handling = False
+        self._clients: dict[str, tuple[Output, RequestTrace]] = {}
+        self._no_client = asyncio.Event()
+        self._no_client.set()
+        self._wake: asyncio.TimerHandle | None = None
+
+    def post(self, event: Event) -> None:
+        """Handle an event now; or next, if it is the consequence of one being handled."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                for effect in self._controller.handle(self._events.popleft(), self._clock.now_s()):
+                    self._perform(effect)
+        finally:
+            self._handling = False
+
+    def submit(self, request: RequestSpec, trace: RequestTrace) -> Output:
+        """Start a request; the caller takes its messages and calls `leave` in the end."""
+        output = Output()
+        self._clients[request.request_id] = (output, trace)
+        self._no_client.clear()
+        self.post(RequestArrived(request))
+        return output
+
+    def leave(self, request_id: str) -> None:
+        """The client's call has ended; so does its request if it has not yet."""
+        self.post(CancelRequested(request_id, CancelCause.DISCONNECTED))
+        del self._clients[request_id]
+        if not self._clients:
+            self._no_client.set()
+
+    def cancel(self, request_id: str) -> None:
+        """End a request early.
+
+        Raises:
+            NotFound: no such request is running.
+        """
+        if not self._controller.has_request(request_id):
+            raise NotFound("no such request is running")
+        self.post(CancelRequested(request_id, CancelCause.ASKED))
+
+    def join(self, spec: WorkerSpec) -> None:
+        """A worker has registered."""
+        self._calls.connect(spec)
+        self.post(WorkerJoined(spec))
+
+    def report(self, spec: WorkerSpec, load: WorkerLoad) -> None:
+        self.post(WorkerReported(spec.worker_id, spec.incarnation, load))
+        self._telemetry.worker_load(
+            spec.worker_id,
+            EngineLoad(
+                num_running=load.num_running,
+                num_waiting=load.num_waiting,
+                num_free_kv_blocks=load.num_free_kv_blocks,
+                resources=load.resources,
+                step_time_ratio=load.step_time_ratio,
+            ),
+        )
+
+    async def lose(self, spec: WorkerSpec) -> None:
+        """A worker's connection has ended."""
+        self.post(WorkerLost(spec.worker_id, spec.incarnation))
+        await self._calls.disconnect(spec)
+
+    @property
+    def workers(self) -> list[WorkerSnapshot]:
+        return self._controller.workers
+
+    @property
+    def num_best_effort_queued(self) -> int:
+        return self._controller.num_best_effort_queued
+
+    @property
+    def num_requests_running(self) -> int:
+        return self._controller.num_requests_running
+
+    @property
+    def serving(self) -> bool:
+        """Whether there is a worker of each role."""
+        return {worker.spec.role for worker in self.workers} == set(WorkerRole)
+
+    async def watch_readers(self) -> None:
+        """Look for clients that do not read, again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(SLOW_READER_S / 10)
+            self.cancel_slow_readers()
+
+    def cancel_slow_readers(self) -> None:
+        """End the requests of clients whose connections have taken nothing for too long."""
+        now_s = self._clock.now_s()
+        for request_id, (output, _) in list(self._clients.items()):
+            since_s = output.blocked_since_s
+            if since_s is not None and now_s - since_s > SLOW_READER_S:
+                self.post(CancelRequested(request_id, CancelCause.SLOW_READER))
+
+    async def wait_no_client(self, timeout_s: float) -> None:
+        """Until no client is connected, or the time is over."""
+        try:
+            await asyncio.wait_for(self._no_client.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+    def cancel_all(self) -> None:
+        """End all requests because the process ends; their clients are told."""
+        for request_id in list(self._clients):
+            self.post(CancelRequested(request_id, CancelCause.SHUTDOWN))
+
+    async def close(self) -> None:
+        """Cancel what runs on workers and close the connections to them."""
+        if self._wake is not None:
+            self._wake.cancel()
+        await self._calls.close()
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case RelayTokens(request_id, first_index, token_ids, text):
+                self._clients[request_id][0].add_tokens(first_index, token_ids, text)
+            case SendAdmission():
+                output, trace = self._clients[effect.request.request_id]
+                trace.admit(effect)
+                output.admit(admission_to_pb(effect))
+            case SendRefusal():
+                output, trace = self._clients[effect.request_id]
+                trace.refuse(effect)
+                output.refuse(refusal_error(effect.refusal))
+            case SendFinished():
+                output, trace = self._clients[effect.request_id]
+                trace.finish(effect)
+                output.finish(finished_to_pb(effect), final_error(effect))
+            case StartDecode():
+                trace = self._clients[effect.request.request_id][1]
+                self._calls.start_decode(effect, trace.traceparent)
+            case StartPrefill():
+                trace = self._clients[effect.request.request_id][1]
+                self._calls.start_prefill(effect, trace.traceparent)
+            case AbortOnWorkers(request_id):
+                self._calls.abort(request_id)
+            case WakeAt(at_s):
+                self._wake_at(at_s)
+            case _:
+                assert_never(effect)
+
+    def _wake_at(self, at_s: float) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        delay_s = max(0.0, at_s - self._clock.now_s())
+        self._wake = asyncio.get_running_loop().call_later(delay_s, self.post, TimePassed())

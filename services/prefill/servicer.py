@@ -1,0 +1,90 @@
+"""Speaks gRPC for one prefill worker. Every decision is the engine's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import grpc
+
+from headway.adapters.worker.calls import worker_call
+from headway.adapters.worker.checks import check_request
+from headway.adapters.worker.slots import Slots
+from headway.errors import FieldViolation, InvalidRequest
+from headway.ports import Engine, PrefillJob, PrefillResult, Telemetry
+from headway.rpc.convert import duration_to_pb, target_from_pb
+from headway.v1 import prefill_service_pb2 as pb
+from headway.v1 import prefill_service_pb2_grpc as pb_grpc
+
+SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["PrefillService"].full_name
+
+_Context = grpc.aio.ServicerContext[pb.PrefillRequest, pb.PrefillResponse]
+
+
+class PrefillServicer(pb_grpc.PrefillServiceServicer):
+    """Serves `headway.v1.PrefillService`."""
+
+    def __init__(self, engine: Engine, slots: Slots, telemetry: Telemetry) -> None:
+        self._engine = engine
+        self._slots = slots
+        self._telemetry = telemetry
+
+    async def Prefill(self, request: pb.PrefillRequest, context: _Context) -> pb.PrefillResponse:
+        async with worker_call(context, f"{SERVICE_NAME}/Prefill", self._telemetry) as span:
+            if violations := list(self._violations(request)):
+                raise InvalidRequest(violations)
+            with self._slots.hold(request.request_id):
+                result = await self._engine.prefill(
+                    PrefillJob(
+                        request_id=request.request_id,
+                        prompt_token_ids=tuple(request.prompt_token_ids),
+                        target=target_from_pb(request.target),
+                        priority=request.priority,
+                        traceparent=span.traceparent,
+                    )
+                )
+            self._trace(result, len(request.prompt_token_ids), span.traceparent)
+        return pb.PrefillResponse(
+            queued=duration_to_pb(result.queued_s),
+            computed=duration_to_pb(result.computed_s),
+            num_cached_tokens=result.num_cached_tokens,
+        )
+
+    def _violations(self, request: pb.PrefillRequest) -> Iterator[FieldViolation]:
+        yield from check_request(
+            request.request_id,
+            request.prompt_token_ids,
+            request.priority,
+            self._engine.info.max_model_len,
+        )
+        for name in ("address", "transfer_id", "ticket"):
+            if not getattr(request.target, name):
+                yield FieldViolation(f"target.{name}", "must be given")
+
+    def _trace(self, result: PrefillResult, num_prompt_tokens: int, parent: str) -> None:
+        info = self._engine.info
+        ended_unix_ns = time.time_ns()
+        started_unix_ns = ended_unix_ns - round(result.computed_s * 1e9)
+        self._telemetry.add_span(
+            "prefill.queue",
+            parent=parent,
+            start_unix_ns=started_unix_ns - round(result.queued_s * 1e9),
+            end_unix_ns=started_unix_ns,
+            attributes={"headway.actual_s": result.queued_s},
+        )
+        predicted_s = info.perf_model.prefill_s(
+            num_prompt_tokens - result.num_cached_tokens,
+            result.num_cached_tokens,
+            info.max_step_tokens,
+        )
+        self._telemetry.add_span(
+            "prefill.compute",
+            parent=parent,
+            start_unix_ns=started_unix_ns,
+            end_unix_ns=ended_unix_ns,
+            attributes={
+                "headway.predicted_s": predicted_s,
+                "headway.actual_s": result.computed_s,
+                "headway.num_prompt_tokens": num_prompt_tokens,
+            },
+        )

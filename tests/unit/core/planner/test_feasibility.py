@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headway.core.cluster import (
+    ClusterSnapshot,
+    DecodeTask,
+    PrefillTask,
+    WorkerLoad,
+    WorkerRole,
+    WorkerSnapshot,
+)
+from headway.core.planner import build_policies
+from headway.core.planner.interface import (
+    AdmissionPolicy,
+    Constraint,
+    Guarantee,
+    PlannerParams,
+    Refuse,
+    ServeBestEffort,
+)
+from headway.core.slo import Slo, StageSlo
+from tests.core_objects import (
+    DECODE_SPEC,
+    PREFILL_SPEC,
+    cluster,
+    decode_worker,
+    prefill_worker,
+    request,
+    slo,
+    worker_spec,
+)
+
+
+def policy(guard_ratio: float = 1.0, tiers: dict[str, Slo] | None = None) -> AdmissionPolicy:
+    params = PlannerParams(guard_ratio, max_best_effort_queued=10, tiers=tiers or {})
+    return build_policies(params).admission
+
+
+def given_prompt(
+    num_tokens: int,
+    *,
+    guaranteed: bool = True,
+    due_at_s: float = math.inf,
+    sent_at_s: float = math.inf,
+    request_id: str = "old",
+) -> PrefillTask:
+    return PrefillTask(request_id, num_tokens, guaranteed, sent_at_s, due_at_s)
+
+
+def given_decode(tpot_s: float = math.inf, max_tokens: int = 100, done: int = 0) -> DecodeTask:
+    return DecodeTask("old", 100, done, max_tokens, tpot_s)
+
+
+IDLE = cluster(prefill_worker(), decode_worker())
+
+
+def test_an_idle_cluster_promises_what_the_perf_model_says() -> None:
+    decision = policy().decide(request(slo=slo()), IDLE)
+    assert isinstance(decision, Guarantee)
+    # 100 prompt tokens at 1 ms; a step of one token, 10 ms, and one sequence, 1 ms; two steps.
+    assert decision.placement.predicted_tpot_s == pytest.approx(0.011)
+    assert decision.placement.predicted_ttft_s == pytest.approx(0.100 + 2 * 0.011)
+    assert decision.promise.ttft_s == 1.0
+
+
+def test_a_slow_down_is_resolved_against_the_idle_prefill_time() -> None:
+    decision = policy().decide(request(slo=Slo((StageSlo(0.1),), None, 3.0)), IDLE)
+    assert isinstance(decision, Guarantee)
+    assert decision.promise.ttft_s == pytest.approx(0.3)
+
+
+BUSY_PREFILL = prefill_worker(given_prompt(950))
+FULL_PREFILL = prefill_worker(spec=worker_spec(WorkerRole.PREFILL, num_kv_blocks=15))
+SENDING_PREFILL = replace(FULL_PREFILL, num_kv_blocks_sending=6)
+FULL_DECODE = decode_worker(given_decode(), spec=worker_spec(WorkerRole.DECODE, num_kv_blocks=39))
+CROWDED_DECODE = decode_worker(
+    given_decode(), spec=worker_spec(WorkerRole.DECODE, max_num_running=1)
+)
+STRICT_DECODE = decode_worker(given_decode(tpot_s=0.0115))
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "binding"),
+    [
+        (BUSY_PREFILL, decode_worker(), Constraint.PREFILL_TIME),
+        (SENDING_PREFILL, decode_worker(), Constraint.KV_BLOCKS),
+        (prefill_worker(), FULL_DECODE, Constraint.KV_BLOCKS),
+        (prefill_worker(), CROWDED_DECODE, Constraint.DECODE_RATE),
+        (prefill_worker(), STRICT_DECODE, Constraint.DECODE_RATE),
+        (
+            prefill_worker(),
+            decode_worker(load=WorkerLoad(step_time_ratio=10.0)),
+            Constraint.DECODE_RATE,
+        ),
+        (
+            prefill_worker(load=WorkerLoad(step_time_ratio=10.0)),
+            decode_worker(),
+            Constraint.PREFILL_TIME,
+        ),
+        (prefill_worker(), replace(decode_worker(), overhead_s=0.9), Constraint.PREFILL_TIME),
+    ],
+)
+def test_each_constraint_stands_against_a_promise(
+    prefill: WorkerSnapshot, decode: WorkerSnapshot, binding: Constraint
+) -> None:
+    busy = cluster(prefill, decode)
+    assert policy().decide(request(slo=slo()), busy) == ServeBestEffort(binding)
+    refusal = policy().decide(request(slo=slo(), refuse_if_not_promised=True), busy)
+    assert isinstance(refusal, Refuse)
+    assert refusal.binding_constraint is binding
+    assert refusal.retry_after_s > 0
+
+
+def test_the_guard_is_part_of_what_is_tested() -> None:
+    asked = request(slo=slo(ttft_s=0.13))
+    assert isinstance(policy(1.0).decide(asked, IDLE), Guarantee)
+    assert policy(1.15).decide(asked, IDLE) == ServeBestEffort(Constraint.PREFILL_TIME)
+
+
+def test_a_fast_moment_promises_nothing_more() -> None:
+    fast = WorkerLoad(step_time_ratio=0.1)
+    quick = cluster(prefill_worker(load=fast), decode_worker(load=fast))
+    assert policy().decide(request(slo=slo()), quick) == policy().decide(request(slo=slo()), IDLE)
+
+
+def test_work_that_is_done_no_longer_counts() -> None:
+    started = prefill_worker(given_prompt(950, sent_at_s=0.0))
+    now = cluster(started, decode_worker(), now_s=0.5)
+    assert isinstance(policy().decide(request(slo=slo()), now), Guarantee)
+
+
+def test_an_overrun_prompt_is_taken_to_need_one_more_step() -> None:
+    stuck = prefill_worker(given_prompt(950, sent_at_s=0.0))
+    decision = policy().decide(request(slo=slo()), cluster(stuck, decode_worker(), now_s=100.0))
+    assert isinstance(decision, Guarantee)
+    assert decision.placement.predicted_ttft_s == pytest.approx(0.1 + 0.1 + 0.022)
+
+
+def test_the_least_loaded_pair_is_taken_and_ids_break_ties() -> None:
+    spare_prefill = prefill_worker(spec=worker_spec(WorkerRole.PREFILL, 1))
+    spare_decode = decode_worker(spec=worker_spec(WorkerRole.DECODE, 1))
+    busy = cluster(
+        prefill_worker(given_prompt(50)), spare_prefill, decode_worker(given_decode()), spare_decode
+    )
+    decision = policy().decide(request(slo=slo()), busy)
+    assert isinstance(decision, Guarantee)
+    assert decision.placement.prefill_worker_id == "prefill-1"
+    assert decision.placement.decode_worker_id == "decode-1"
+    equal = cluster(spare_prefill, prefill_worker(), spare_decode, decode_worker())
+    decision = policy().decide(request(slo=slo()), equal)
+    assert isinstance(decision, Guarantee)
+    assert decision.placement.prefill_worker_id == "prefill-0"
+    assert decision.placement.decode_worker_id == "decode-0"
+
+
+def test_a_refusal_names_a_tier_that_fits_and_when_to_come_back() -> None:
+    tiers = {"tight": slo(ttft_s=0.01), "loose": slo(ttft_s=2.0)}
+    asked = request(slo=slo(ttft_s=1.0), tier="asked", refuse_if_not_promised=True)
+    refusal = policy(tiers=tiers).decide(asked, cluster(BUSY_PREFILL, decode_worker()))
+    assert isinstance(refusal, Refuse)
+    assert refusal.tier_that_fits == "loose"
+    # 950 ms of backlog, 100 ms of prompt and 22 ms of hand-over, against 1 s.
+    assert refusal.retry_after_s == pytest.approx(0.1)
+
+
+def test_decode_room_is_predicted_from_the_request_that_ends_first() -> None:
+    decode = decode_worker(
+        given_decode(max_tokens=300, done=100),
+        spec=worker_spec(WorkerRole.DECODE, num_kv_blocks=59),
+    )
+    asked = request(slo=slo(), refuse_if_not_promised=True)
+    refusal = policy().decide(asked, cluster(prefill_worker(), decode))
+    assert isinstance(refusal, Refuse)
+    assert refusal.retry_after_s == pytest.approx(200 * 0.011)
+
+
+@pytest.mark.parametrize("missing", [cluster(prefill_worker()), cluster(decode_worker())])
+def test_without_one_role_nothing_is_served(missing: ClusterSnapshot) -> None:
+    refusal = policy().decide(request(), missing)
+    assert isinstance(refusal, Refuse)
+    assert refusal.binding_constraint is Constraint.NO_WORKER
+
+
+def test_what_fits_no_memory_is_not_queued_for_ever() -> None:
+    refusal = policy().decide(request(max_tokens=20_000), IDLE)
+    assert isinstance(refusal, Refuse)
+    assert refusal.binding_constraint is Constraint.KV_BLOCKS
+
+
+def test_best_effort_is_queued_up_to_its_bound() -> None:
+    nine = cluster(prefill_worker(), decode_worker(), num_best_effort_queued=9)
+    ten = cluster(prefill_worker(), decode_worker(), num_best_effort_queued=10)
+    assert policy().decide(request(), nine) == ServeBestEffort(Constraint.NOT_ASKED)
+    refusal = policy().decide(request(), ten)
+    assert isinstance(refusal, Refuse)
+    assert refusal.binding_constraint is Constraint.QUEUE_FULL
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "fits"),
+    [
+        (prefill_worker(), decode_worker(), True),
+        # It would delay a guaranteed prompt beyond its promise, or not.
+        (prefill_worker(given_prompt(100, due_at_s=0.15)), decode_worker(), False),
+        (prefill_worker(given_prompt(100, due_at_s=0.25)), decode_worker(), True),
+        # One that seems late may not be, one whose time has passed is not saved by waiting.
+        (prefill_worker(given_prompt(100, due_at_s=0.05)), decode_worker(), False),
+        (prefill_worker(given_prompt(100, due_at_s=-0.05)), decode_worker(), True),
+        # One waits already, behind one that is computed.
+        (prefill_worker(given_prompt(99, guaranteed=False)), decode_worker(), True),
+        (
+            prefill_worker(given_prompt(99, guaranteed=False), given_prompt(99, guaranteed=False)),
+            decode_worker(),
+            False,
+        ),
+        # It would slow a guaranteed request down, or not.
+        (prefill_worker(), decode_worker(given_decode(tpot_s=0.0115)), False),
+        (prefill_worker(), decode_worker(given_decode(tpot_s=0.0125)), True),
+        (prefill_worker(), FULL_DECODE, False),
+        (prefill_worker(), CROWDED_DECODE, False),
+        (SENDING_PREFILL, decode_worker(), False),
+    ],
+)
+def test_best_effort_runs_only_where_it_endangers_no_promise(
+    prefill: WorkerSnapshot, decode: WorkerSnapshot, *, fits: bool
+) -> None:
+    placed = policy().place_best_effort(request(), cluster(prefill, decode))
+    assert (placed is not None) is fits
+
+
+def test_many_short_best_effort_prompts_may_share_a_step() -> None:
+    short = [given_prompt(10, guaranteed=False) for _ in range(5)]
+    now = cluster(prefill_worker(*short), decode_worker())
+    assert policy().place_best_effort(request(num_prompt_tokens=50), now) is not None
+    assert policy().place_best_effort(request(num_prompt_tokens=51), now) is None
+
+
+arrivals = st.lists(
+    st.tuples(st.floats(0, 0.3), st.integers(1, 400), st.floats(0.05, 3.0)),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(arrivals)
+def test_no_promised_prompt_is_late_in_a_first_come_first_served_engine(
+    gaps_prompts_ttfts: list[tuple[float, int, float]],
+) -> None:
+    """An engine that packs prompts into full steps, against what was promised of it."""
+    engine = PackingEngine()
+    now_s = 0.0
+    for index, (gap_s, num_tokens, ttft_s) in enumerate(gaps_prompts_ttfts):
+        now_s += gap_s
+        engine.run_until(now_s)
+        worker = replace(
+            prefill_worker(*engine.unfinished.values()),
+            last_prefill_ended_at_s=engine.last_done_at_s,
+        )
+        asked = request(str(index), num_prompt_tokens=num_tokens, slo=slo(ttft_s, 1.0))
+        decision = policy().decide(asked, cluster(worker, decode_worker(), now_s=now_s))
+        if isinstance(decision, Guarantee):
+            due_at_s = now_s + ttft_s - decision.placement.predicted_handover_s
+            engine.take(PrefillTask(str(index), num_tokens, True, now_s, due_at_s))
+    engine.run_until(math.inf)
+    assert engine.late == []
+
+
+class PackingEngine:
+    """As vLLM: each step takes tokens of the prompts in order, until it is full."""
+
+    def __init__(self) -> None:
+        self.unfinished: dict[str, PrefillTask] = {}
+        self.late: list[str] = []
+        self.last_done_at_s = -math.inf
+        self._left: dict[str, int] = {}
+        self._step: dict[str, int] = {}
+        self._step_ends_at_s = math.inf
+
+    def take(self, task: PrefillTask) -> None:
+        self.unfinished[task.request_id] = task
+        self._left[task.request_id] = task.num_prompt_tokens
+        if self._step_ends_at_s == math.inf:
+            self._begin_step(task.sent_at_s)
+
+    def run_until(self, at_s: float) -> None:
+        while self._step_ends_at_s <= at_s and self._left:
+            self._end_step()
+
+    def _begin_step(self, now_s: float) -> None:
+        budget = PREFILL_SPEC.max_step_tokens
+        self._step = {}
+        for request_id, left in self._left.items():
+            if budget == 0:
+                break
+            self._step[request_id] = min(left, budget)
+            budget -= self._step[request_id]
+        num_tokens = sum(self._step.values())
+        model = PREFILL_SPEC.perf_model
+        step_s = max(model.floor_s, model.token_s * num_tokens + model.fixed_s)
+        self._step_ends_at_s = now_s + step_s if self._step else math.inf
+
+    def _end_step(self) -> None:
+        now_s = self._step_ends_at_s
+        for request_id, num_tokens in self._step.items():
+            self._left[request_id] -= num_tokens
+            if self._left[request_id] == 0:
+                del self._left[request_id]
+                # A millionth for rounding of sums in another order.
+                if now_s > self.unfinished.pop(request_id).due_at_s + 1e-6:
+                    self.late.append(request_id)
+                self.last_done_at_s = now_s
+        self._begin_step(now_s)
+
+
+def test_decode_pace_holds_for_everybody_until_the_end() -> None:
+    """Fill a decode worker with promises, then add up its longest possible step."""
+    tasks: list[DecodeTask] = []
+    for index in range(100):
+        asked = request(str(index), slo=slo(10.0, tpot_s=0.05))
+        now = cluster(prefill_worker(), decode_worker(*tasks))
+        if not isinstance(policy().decide(asked, now), Guarantee):
+            break
+        tasks.append(DecodeTask(str(index), 100, 0, 100, 0.05))
+    longest_s = DECODE_SPEC.perf_model.decode_step_s([200] * len(tasks))
+    assert 20 < len(tasks) < 100
+    assert longest_s <= 0.05

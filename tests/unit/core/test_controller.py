@@ -1,0 +1,388 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headway.core.cluster import WorkerLoad, WorkerRole
+from headway.core.controller import Controller
+from headway.core.events import (
+    AbortOnWorkers,
+    AttemptFailed,
+    CancelCause,
+    CancelRequested,
+    DecodeCompleted,
+    DecodeReserved,
+    Effect,
+    Event,
+    FailureReason,
+    PrefillComputed,
+    RelayTokens,
+    RequestArrived,
+    SendAdmission,
+    SendFinished,
+    SendRefusal,
+    StartDecode,
+    StartPrefill,
+    TimePassed,
+    TokensProduced,
+    WakeAt,
+    WorkerJoined,
+    WorkerLost,
+    WorkerReported,
+)
+from headway.core.planner import build_policies
+from headway.core.planner.interface import Constraint, PlannerParams
+from headway.core.request import FinishReason, RequestSpec, RequestState
+from tests.core_objects import request, slo, worker_spec
+
+PREFILL = worker_spec(WorkerRole.PREFILL)
+DECODE = worker_spec(WorkerRole.DECODE)
+NEW_DECODE = worker_spec(WorkerRole.DECODE, incarnation="second")
+
+RESERVED = DecodeReserved("r", b"target")
+COMPUTED = PrefillComputed("r", queued_s=0.1, computed_s=0.2, num_cached_tokens=3)
+COMPLETED = DecodeCompleted("r", FinishReason.LENGTH, 1, None)
+PREFILL_FAILED = AttemptFailed("r", WorkerRole.PREFILL, FailureReason.ENGINE_FAILED, "broken")
+DECODE_FAILED = AttemptFailed("r", WorkerRole.DECODE, FailureReason.KV_TRANSFER_FAILED, "broken")
+CANCEL = CancelRequested("r", CancelCause.ASKED)
+PREFILL_LOST = WorkerLost("prefill-0", "first")
+DECODE_LOST = WorkerLost("decode-0", "first")
+
+SPEC = request("r", max_tokens=4, slo=slo())
+
+
+def tokens(first_index: int, num_tokens: int = 1, request_id: str = "r") -> TokensProduced:
+    return TokensProduced(request_id, first_index, (7,) * num_tokens, "x" * num_tokens)
+
+
+def controller(*, max_requests: int = 100, max_queued: int = 100, join: bool = True) -> Controller:
+    policy = build_policies(PlannerParams(1.0, max_queued, {})).admission
+    made = Controller(policy, guard_ratio=1.0, max_requests=max_requests)
+    if join:
+        made.handle(WorkerJoined(PREFILL), 0.0)
+        made.handle(WorkerJoined(DECODE), 0.0)
+    return made
+
+
+def run(
+    made: Controller, events: Sequence[Event], *, start_s: float = 0.0, step_s: float = 0.1
+) -> list[Effect]:
+    """Effects of these events, `step_s` apart."""
+    effects: list[Effect] = []
+    for index, event in enumerate(events):
+        effects += made.handle(event, start_s + index * step_s)
+    return effects
+
+
+def finished(effects: Sequence[Effect]) -> list[SendFinished]:
+    return [effect for effect in effects if isinstance(effect, SendFinished)]
+
+
+def assert_empty(made: Controller) -> None:
+    """Nothing is left of any request."""
+    assert made.num_requests_running == made.num_best_effort_queued == 0
+    for worker in made.workers:
+        assert worker.prefills == ()
+        assert worker.decodes == ()
+        assert worker.num_kv_blocks_sending == 0
+
+
+def test_a_request_is_reserved_then_prefilled_then_relayed_then_finished() -> None:
+    made = controller()
+    effects = run(
+        made, [RequestArrived(SPEC), RESERVED, COMPUTED, tokens(0), tokens(1, 3), COMPLETED]
+    )
+    admission, wake, decode, prefill, first, others, end = effects
+    assert isinstance(admission, SendAdmission)
+    assert admission.promise is not None
+    assert wake == WakeAt(60.0)
+    assert decode == StartDecode(SPEC, "decode-0", guaranteed=True, remaining_s=60.0)
+    assert prefill == StartPrefill(SPEC, "prefill-0", True, b"target", remaining_s=59.9)
+    assert first == RelayTokens("r", 0, (7,), "x")
+    assert others == RelayTokens("r", 1, (7, 7, 7), "xxx")
+    assert isinstance(end, SendFinished)
+    assert end.state is RequestState.SUCCEEDED
+    assert end.finish_reason is FinishReason.LENGTH
+    assert_empty(made)
+
+
+def test_timings_are_those_of_the_stages() -> None:
+    effects = run(
+        controller(),
+        [RequestArrived(SPEC), RESERVED, COMPUTED, tokens(0), tokens(1, 3), COMPLETED],
+        step_s=0.25,
+    )
+    timings = finished(effects)[0].timings
+    assert timings.queued_s == 0.0
+    assert timings.prefill_queued_s == 0.1
+    assert timings.prefill_s == 0.2
+    # Sent at 0.25, computed 0.3 later, first token at 0.75.
+    assert timings.handover_s == pytest.approx(0.2)
+    assert timings.ttft_s == pytest.approx(0.75)
+    assert timings.tpot_s == pytest.approx(0.25 / 3)
+    assert timings.e2e_latency_s == pytest.approx(1.0)
+    assert timings.slo_attained is True
+
+
+def test_a_late_first_token_is_a_missed_promise() -> None:
+    effects = run(
+        controller(), [RequestArrived(SPEC), RESERVED, COMPUTED, tokens(0), COMPLETED], step_s=0.4
+    )
+    assert finished(effects)[0].timings.slo_attained is False
+
+
+def test_tokens_may_overtake_the_prefill_workers_answer() -> None:
+    made = controller()
+    effects = run(made, [RequestArrived(SPEC), RESERVED, tokens(0), COMPUTED, tokens(1), COMPLETED])
+    assert finished(effects)[0].state is RequestState.SUCCEEDED
+    assert finished(effects)[0].usage.num_cached_tokens == 3
+    assert_empty(made)
+
+
+@pytest.mark.parametrize(
+    ("before", "last", "state", "reason"),
+    [
+        ([], CANCEL, RequestState.CANCELLED, None),
+        ([RESERVED], CANCEL, RequestState.CANCELLED, None),
+        ([RESERVED, COMPUTED], CANCEL, RequestState.CANCELLED, None),
+        ([RESERVED, COMPUTED, tokens(0)], CANCEL, RequestState.CANCELLED, None),
+        ([], DECODE_FAILED, RequestState.FAILED, FailureReason.KV_TRANSFER_FAILED),
+        ([RESERVED], DECODE_FAILED, RequestState.FAILED, FailureReason.KV_TRANSFER_FAILED),
+        ([RESERVED], PREFILL_FAILED, RequestState.FAILED, FailureReason.ENGINE_FAILED),
+        ([RESERVED], PREFILL_LOST, RequestState.FAILED, FailureReason.WORKER_LOST),
+        ([RESERVED, COMPUTED], PREFILL_LOST, RequestState.FAILED, FailureReason.WORKER_LOST),
+        ([RESERVED, COMPUTED], DECODE_LOST, RequestState.FAILED, FailureReason.WORKER_LOST),
+        (
+            [RESERVED],
+            WorkerJoined(NEW_DECODE),
+            RequestState.FAILED,
+            FailureReason.WORKER_LOST,
+        ),
+        ([], tokens(0), RequestState.FAILED, FailureReason.TOKEN_ORDER),
+        ([], COMPLETED, RequestState.FAILED, FailureReason.TOKEN_ORDER),
+        ([RESERVED], tokens(1), RequestState.FAILED, FailureReason.TOKEN_ORDER),
+        ([RESERVED], tokens(0, 5), RequestState.FAILED, FailureReason.TOKEN_ORDER),
+        (
+            [RESERVED, COMPUTED, tokens(0, 2)],
+            tokens(1, 2),
+            RequestState.FAILED,
+            FailureReason.TOKEN_ORDER,
+        ),
+    ],
+)
+def test_whatever_ends_a_request_first_ends_it_on_both_workers(
+    before: list[Event], last: Event, state: RequestState, reason: FailureReason | None
+) -> None:
+    made = controller()
+    run(made, [RequestArrived(SPEC), *before])
+    effects = made.handle(last, 0.9)
+    assert AbortOnWorkers("r") in effects
+    assert [(end.state, end.failure_reason) for end in finished(effects)] == [(state, reason)]
+    assert_empty(made)
+    # And what comes late means nothing.
+    late: list[Event] = [
+        RESERVED,
+        COMPUTED,
+        tokens(0),
+        COMPLETED,
+        PREFILL_FAILED,
+        DECODE_FAILED,
+        CANCEL,
+    ]
+    assert run(made, late, start_s=1.0) == []
+
+
+@pytest.mark.parametrize("before", [[], [RESERVED], [RESERVED, COMPUTED], [RESERVED, tokens(0)]])
+def test_the_deadline_ends_a_request_wherever_it_is(before: list[Event]) -> None:
+    made = controller()
+    effects = run(made, [RequestArrived(request("r", deadline_s=5.0)), *before])
+    assert WakeAt(5.0) in effects
+    assert finished(made.handle(TimePassed(), 4.9)) == []
+    effects = made.handle(TimePassed(), 5.0)
+    assert finished(effects)[0].state is RequestState.DEADLINE_EXCEEDED
+    assert AbortOnWorkers("r") in effects
+    assert_empty(made)
+
+
+def test_wakes_follow_the_soonest_deadline() -> None:
+    made = controller()
+    effects = run(
+        made,
+        [
+            RequestArrived(request("a", deadline_s=50.0)),
+            RequestArrived(request("b", deadline_s=10.0)),
+            RequestArrived(request("c", deadline_s=20.0)),
+        ],
+        step_s=0.0,
+    )
+    assert [e.at_s for e in effects if isinstance(e, WakeAt)] == [50.0, 10.0]
+    assert WakeAt(20.0) in made.handle(TimePassed(), 10.0)
+
+
+def test_a_failed_prefill_call_does_not_matter_once_tokens_flow_from_its_pages() -> None:
+    made = controller()
+    run(made, [RequestArrived(SPEC), RESERVED, COMPUTED, tokens(0)])
+    assert made.handle(PREFILL_FAILED, 1.0) == []
+    assert made.handle(PREFILL_LOST, 1.0) == []
+    assert finished(made.handle(COMPLETED, 1.1))[0].state is RequestState.SUCCEEDED
+
+
+def test_duplicate_tokens_are_dropped() -> None:
+    made = controller()
+    run(made, [RequestArrived(SPEC), RESERVED, COMPUTED, tokens(0, 2)])
+    assert made.handle(tokens(0, 2), 1.0) == []
+    assert made.handle(tokens(1), 1.0) == []
+    assert made.handle(tokens(2), 1.0) == [RelayTokens("r", 2, (7,), "x")]
+
+
+def best_effort(request_id: str, num_prompt_tokens: int = 100) -> RequestSpec:
+    return request(request_id, num_prompt_tokens=num_prompt_tokens)
+
+
+def test_best_effort_waits_its_turn_and_starts_when_there_is_room() -> None:
+    made = controller()
+    effects = run(made, [RequestArrived(best_effort(name)) for name in "abcd"], step_s=0.0)
+    started = [e.request.request_id for e in effects if isinstance(e, StartDecode)]
+    assert started == ["a", "b"]
+    assert made.num_best_effort_queued == 2
+    placements = [e.placement for e in effects if isinstance(e, SendAdmission)]
+    assert [placement is None for placement in placements] == [False, False, True, True]
+    made.handle(DecodeReserved("a", b""), 1.0)
+    effects = made.handle(PrefillComputed("a", 0.0, 0.1, 0), 1.5)
+    assert [e.request.request_id for e in effects if isinstance(e, StartDecode)] == ["c"]
+    ends = [made.handle(CancelRequested(name, CancelCause.ASKED), 2.0) for name in "cabd"]
+    assert finished(ends[0])[0].timings.queued_s == 1.5
+    assert_empty(made)
+
+
+def test_a_short_request_does_not_overtake_those_that_wait() -> None:
+    made = controller()
+    run(made, [RequestArrived(best_effort(name)) for name in "abc"], step_s=0.0)
+    effects = made.handle(RequestArrived(best_effort("d", num_prompt_tokens=1)), 0.0)
+    assert not any(isinstance(effect, StartDecode) for effect in effects)
+
+
+def test_a_queued_request_starts_when_a_worker_joins() -> None:
+    made = controller()
+    made.handle(WorkerReported("decode-0", "first", WorkerLoad(draining=True)), 0.0)
+    refusal = made.handle(RequestArrived(best_effort("a")), 0.0)[0]
+    assert isinstance(refusal, SendRefusal)
+    assert refusal.refusal.binding_constraint is Constraint.NO_WORKER
+    made.handle(WorkerReported("decode-0", "first", WorkerLoad()), 0.0)
+    run(made, [RequestArrived(best_effort(name)) for name in "abc"], step_s=0.0)
+    effects = made.handle(WorkerJoined(worker_spec(WorkerRole.PREFILL, 1)), 0.0)
+    assert [e.request.request_id for e in effects if isinstance(e, StartDecode)] == ["c"]
+
+
+def test_too_many_requests_are_refused() -> None:
+    made = controller(max_requests=1)
+    made.handle(RequestArrived(best_effort("a")), 0.0)
+    effects = made.handle(RequestArrived(best_effort("b")), 0.0)
+    assert len(effects) == 1
+    assert isinstance(effects[0], SendRefusal)
+    assert effects[0].refusal.binding_constraint is Constraint.QUEUE_FULL
+
+
+def test_reports_and_losses_of_an_earlier_start_mean_nothing() -> None:
+    made = controller()
+    made.handle(WorkerJoined(NEW_DECODE), 0.0)
+    made.handle(WorkerReported("decode-0", "first", WorkerLoad(draining=True)), 0.0)
+    made.handle(WorkerLost("decode-0", "first"), 0.0)
+    assert [w.spec.incarnation for w in made.workers] == ["second", "first"]
+    assert not any(worker.load.draining for worker in made.workers)
+
+
+def test_measured_overhead_becomes_part_of_the_prediction() -> None:
+    made = controller()
+    predictions = []
+    for name in ("a", "b"):
+        effects = made.handle(RequestArrived(request(name, max_tokens=4, slo=slo(10.0))), 0.0)
+        assert isinstance(effects[0], SendAdmission)
+        assert effects[0].placement is not None
+        predictions.append(effects[0].placement.predicted_ttft_s)
+        made.handle(DecodeReserved(name, b""), 0.0)
+        made.handle(PrefillComputed(name, 0.0, 0.1, 0), 0.1)
+        made.handle(tokens(0, request_id=name), 0.5)
+        made.handle(DecodeCompleted(name, FinishReason.STOP, 1, None), 0.6)
+    # 0.5 s to the first token, of which engines explain 0.1 and 0.011.
+    assert predictions[1] - predictions[0] > 0.389
+
+
+def test_deadlines_of_ended_requests_do_not_pile_up() -> None:
+    made = controller()
+    for index in range(1000):
+        name = f"r{index}"
+        made.handle(RequestArrived(best_effort(name)), 0.0)
+        made.handle(CancelRequested(name, CancelCause.ASKED), 0.0)
+    assert len(made._deadlines._heap) < 100
+
+
+REQUEST_IDS = ("a", "b", "c")
+
+
+def any_event() -> st.SearchStrategy[Event]:
+    """Anything a client or a worker might say, sensible or not."""
+    ids = st.sampled_from(REQUEST_IDS)
+    roles = st.sampled_from(list(WorkerRole))
+    return st.one_of(
+        st.builds(DecodeReserved, ids, st.just(b"target")),
+        st.builds(PrefillComputed, ids, st.just(0.1), st.just(0.1), st.just(0)),
+        st.builds(tokens, st.integers(0, 4), st.integers(0, 3), ids),
+        st.builds(DecodeCompleted, ids, st.just(FinishReason.STOP), st.just(1), st.none()),
+        st.builds(AttemptFailed, ids, roles, st.sampled_from(list(FailureReason)), st.just("")),
+        st.builds(CancelRequested, ids, st.sampled_from(list(CancelCause))),
+        st.just(TimePassed()),
+        st.sampled_from([PREFILL_LOST, DECODE_LOST]),
+        st.sampled_from([WorkerJoined(PREFILL), WorkerJoined(DECODE)]),
+        st.just(WorkerReported("prefill-0", "first", WorkerLoad())),
+        st.sampled_from(
+            [RequestArrived(request(n, max_tokens=4, slo=slo(), deadline_s=2.0)) for n in "ab"]
+            + [RequestArrived(request("c", max_tokens=4, deadline_s=2.0))]
+        ),
+    )
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(any_event(), st.floats(0, 0.5)), max_size=40))
+def test_any_interleaving_gives_each_request_one_end_and_leaves_nothing(
+    history: list[tuple[Event, float]],
+) -> None:
+    made = controller()
+    now_s, log, seen = 0.0, [], set[str]()
+    for event, gap_s in history:
+        now_s += gap_s
+        if isinstance(event, RequestArrived):
+            if event.request.request_id in seen:
+                continue  # ids are minted, so none comes twice
+            seen.add(event.request.request_id)
+        log += made.handle(event, now_s)
+    log += made.handle(TimePassed(), now_s + 100.0)
+    for request_id in seen:
+        of_request = [e for e in log if _request_id(e) == request_id]
+        answers = [e for e in of_request if isinstance(e, (SendAdmission, SendRefusal))]
+        assert of_request[:1] == answers
+        admitted = isinstance(answers[0], SendAdmission)
+        ends = finished(of_request)
+        assert len(ends) == (1 if admitted else 0)
+        if admitted:
+            assert of_request[-1] is ends[0]
+            relayed = [e for e in of_request if isinstance(e, RelayTokens)]
+            next_index = 0
+            for relay in relayed:
+                assert relay.first_index == next_index
+                next_index += len(relay.token_ids)
+            assert next_index == ends[0].usage.num_output_tokens
+    assert_empty(made)
+
+
+def _request_id(effect: Effect) -> str | None:
+    match effect:
+        case SendAdmission(request=spec) | StartDecode(request=spec) | StartPrefill(request=spec):
+            return spec.request_id
+        case WakeAt():
+            return None
+        case _:
+            return effect.request_id
