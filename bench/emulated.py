@@ -39,7 +39,7 @@ from headway.config import load_config
 
 CONFIG = Path("configs/emulated.toml")
 WORKLOAD = Path("configs/workloads/emulated.toml")
-NUM_CONNECTIONS = 4
+NUM_CONNECTIONS = 2
 # Imports, caches and connections; not counted.
 WARM_UP_S = 3.0
 

@@ -11,23 +11,22 @@ say() { printf 'protos: %s\n' "$*"; }
 buf lint
 buf format --diff --exit-code
 
-# What stands on main is in use; it may grow, not change. The base is taken out of git as
-# files: that works alike on a branch, in a detached checkout and in a linked worktree.
-base=
-for ref in main origin/main; do
-    if git cat-file -e "$ref:proto" 2>/dev/null && git cat-file -e "$ref:buf.yaml" 2>/dev/null; then
-        base="$ref"
-        break
-    fi
-done
-if [[ -n "$base" ]]; then
-    mkdir "$work/base"
+# What stands on main is in use; it may grow, not change. main's own newest commit is compared
+# with the one before. The base is taken out of git as files: that works alike on a branch, in a
+# detached checkout and in a linked worktree.
+has_protos() { git cat-file -e "$1:proto" 2>/dev/null && git cat-file -e "$1:buf.yaml" 2>/dev/null; }
+main=main
+has_protos main || main=origin/main
+num_checked=0
+for base in "$main" "$main^"; do
+    has_protos "$base" || continue
+    rm -rf "$work/base" && mkdir "$work/base"
     git archive "$base" proto buf.yaml | tar -x -C "$work/base"
     buf breaking --against "$work/base"
     say "compatible with $base"
-else
-    say "compatibility not checked: this clone has no main with protos"
-fi
+    num_checked=$((num_checked + 1))
+done
+((num_checked)) || say "compatibility not checked: this clone has no main with protos"
 
 # Stale files, of which no proto is left, count as differences too.
 mkdir -p "$work/fresh"

@@ -30,7 +30,7 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
 ]
 SERVER_OPTIONS: list[tuple[str, int]] = [
     *_KEEPALIVE,
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 4000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 4000),
     # Pings that a busy machine held up arrive close together: no reason to hang up on a peer.
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.max_metadata_size", 8192),

@@ -93,7 +93,7 @@ def encode(sequence: int, pages: PageRange, views: Sequence[memoryview]) -> byte
     return b"".join([_HEADER.pack(*tagged, _PAYLOAD_TAG, length), *views])
 
 
-def decode(message: bytes) -> pb.PushOpen | pb.PushCommit | PageFrame:
+def decode(message: bytes | memoryview) -> pb.PushOpen | pb.PushCommit | PageFrame:
     """Read one message of a stream. Does not verify the checksum.
 
     Raises:
@@ -102,7 +102,7 @@ def decode(message: bytes) -> pb.PushOpen | pb.PushCommit | PageFrame:
     return _decode_page_frame(message) or _parse(message)
 
 
-def _decode_page_frame(message: bytes) -> PageFrame | None:
+def _decode_page_frame(message: bytes | memoryview) -> PageFrame | None:
     """A frame in our own form, without a copy; None for any other message."""
     if len(message) < HEADER_BYTES:
         return None
@@ -116,9 +116,9 @@ def _decode_page_frame(message: bytes) -> PageFrame | None:
     return PageFrame(sequence, pages, crc32c, memoryview(message)[HEADER_BYTES:])
 
 
-def _parse(message: bytes) -> pb.PushOpen | pb.PushCommit | PageFrame:
+def _parse(message: bytes | memoryview) -> pb.PushOpen | pb.PushCommit | PageFrame:
     try:
-        request = pb.PushRequest.FromString(message)
+        request = pb.PushRequest.FromString(bytes(message))
     except DecodeError as error:
         raise KvTransferFailed("the stream holds something that is no PushRequest") from error
     is_frame = bool(request.payload)
