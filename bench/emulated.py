@@ -12,7 +12,6 @@ controller between them; nothing is subtracted, so it is an upper bound of what 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Unpack
 
 import psutil
+import uvloop
 
 from headway.adapters.system_clock import SystemClock
 from headway.cli.load import run_load, until
@@ -39,6 +39,7 @@ from headway.config import load_config
 
 CONFIG = Path("configs/emulated.toml")
 WORKLOAD = Path("configs/workloads/emulated.toml")
+LOG = Path("out/bench-emulated.log")
 NUM_CONNECTIONS = 2
 # Imports, caches and connections; not counted.
 WARM_UP_S = 3.0
@@ -125,7 +126,7 @@ def relay_delays(folder: Path, received_at_s: Mapping[TokenKey, float]) -> dict[
         if (request_id, index) in received_at_s
     ]
     if not delays_s:
-        raise RuntimeError("no token of this run was seen on both sides; see emulated.log")
+        raise RuntimeError(f"no token of this run was seen on both sides; see {LOG}")
     return {"num_tokens": len(delays_s), **percentiles(delays_s)}
 
 
@@ -139,8 +140,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         os.environ["HEADWAY_BENCH_STAMPS"] = name
         os.environ["PYTHONPATH"] = str(Path(__file__).parent / "stamping")
         started_at_s = time.monotonic()
-        log_path = arguments.out / "emulated.log"
-        async with running_stack(CONFIG, config, log_path, print) as stack_pid:
+        async with running_stack(CONFIG, config, LOG, print) as stack_pid:
             ready_s = time.monotonic() - started_at_s
             print(f"ready after {ready_s:.1f} s", flush=True)
             await one_run(address, rate_per_s=arguments.rate, duration_s=WARM_UP_S, seed=99)
@@ -277,7 +277,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    report = asyncio.run(measure(arguments))
+    report = uvloop.run(measure(arguments))
     name = "emulated-quick" if arguments.quick else "emulated"
     (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
     (arguments.out / f"{name}.md").write_text(markdown(report))

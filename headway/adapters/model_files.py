@@ -82,6 +82,8 @@ def _convert(gguf_path: Path, model_dir: Path, progress: Progress) -> None:
         config.dtype = "bfloat16"
         config.save_pretrained(part_dir)
         _convert_weights(gguf_path, part_dir / "model.safetensors", config, progress)
+        # The weights' file and the temporary folder were made for this user alone.
+        (part_dir / "model.safetensors").chmod(0o644)
         part_dir.chmod(0o755)
         part_dir.rename(model_dir)
     finally:

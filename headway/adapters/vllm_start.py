@@ -35,6 +35,8 @@ def start_engine(
     pool = config.prefill if role is WorkerRole.PREFILL else config.decode
     _check(config, engine, pool, replica)
     _prepare_process(engine, pool, replica)
+    # Names vLLM's own spans; our telemetry names its spans itself.
+    os.environ.setdefault("OTEL_SERVICE_NAME", "vllm")
     # Only now: vLLM and torch read the environment when they are imported.
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
     from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415

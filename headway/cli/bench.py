@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
@@ -10,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from rich.console import Console
 
 from headway.adapters.system_clock import SystemClock
@@ -69,7 +69,7 @@ class Bench:
         complete = True
         started_at_s = self._clock.now_s()
         try:
-            asyncio.run(self.send(planned, title))
+            uvloop.run(self.send(planned, title))
         except KeyboardInterrupt:
             complete = False
             self._wall_s = self._clock.now_s() - started_at_s

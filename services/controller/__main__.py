@@ -9,6 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
+import uvloop
+
 from headway.config import load_config
 from headway.errors import ConfigError, HeadwayError
 from services.controller.process import ControllerProcess
@@ -25,7 +27,7 @@ def main() -> int:
         format="%(asctime)s controller %(levelname)s %(message)s", level=logging.INFO
     )
     try:
-        asyncio.run(_run(arguments.config))
+        uvloop.run(_run(arguments.config))
     except ConfigError as error:
         sys.stderr.write(f"controller: {error}\n")
         return 2

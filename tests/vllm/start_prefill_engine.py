@@ -11,8 +11,7 @@ from headway.config import Config
 from headway.core.cluster import WorkerRole
 
 
-async def main() -> None:
-    config = Config.model_validate_json(Path(sys.argv[1]).read_text())
+async def main(config: Config) -> None:
     await open_vllm_engine(config, WorkerRole.PREFILL, 0, "127.0.0.1", "")
     sys.stdout.write("started\n")
     sys.stdout.flush()
@@ -20,4 +19,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(Config.model_validate_json(Path(sys.argv[1]).read_text())))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from headway.adapters.vllm_kv.messages import Push, StepTransfers
+from headway.adapters.vllm_kv.messages import Push
 from headway.adapters.vllm_kv.pages import TorchPageStore
 from headway.adapters.vllm_kv.scheduler_side import SchedulerSide
 from headway.errors import ConfigError
@@ -43,18 +43,14 @@ def step(
     )
 
 
-def pushes(transfers: StepTransfers) -> list[Push]:
-    return transfers.pushes
-
-
 def test_blocks_are_sent_as_soon_as_they_are_full_and_the_last_one_partly_filled() -> None:
     side = SchedulerSide(block_size=16)
     side.blocks_allocated(REQUEST, [5, 6, 7, 8], 0)
-    assert pushes(side.step_scheduled(step(40, 0, [5, 6, 7], "new"))) == [
+    assert side.step_scheduled(step(40, 0, [5, 6, 7], "new")).pushes == [
         Push("t", 0, (5, 6), is_last=False)
     ]
-    assert pushes(side.step_scheduled(step(5, 40, []))) == []
-    assert pushes(side.step_scheduled(step(55, 45, [8, 9, 1, 2]))) == [
+    assert side.step_scheduled(step(5, 40, [])).pushes == []
+    assert side.step_scheduled(step(55, 45, [8, 9, 1, 2])).pushes == [
         Push("t", 2, (7, 8, 9, 1, 2), is_last=True)
     ]
 
@@ -62,7 +58,7 @@ def test_blocks_are_sent_as_soon_as_they_are_full_and_the_last_one_partly_filled
 def test_blocks_from_the_prefix_cache_are_sent_too() -> None:
     side = SchedulerSide(block_size=16)
     side.blocks_allocated(REQUEST, [5, 6, 7, 8, 9, 1, 2], 0)
-    assert pushes(side.step_scheduled(step(52, 48, [5, 6, 7, 8, 9, 1, 2], "new"))) == [
+    assert side.step_scheduled(step(52, 48, [5, 6, 7, 8, 9, 1, 2], "new")).pushes == [
         Push("t", 0, (5, 6, 7, 8, 9, 1, 2), is_last=True)
     ]
 
@@ -74,9 +70,9 @@ def test_after_a_preemption_only_unsent_blocks_are_sent_from_the_new_places(kind
     side.step_scheduled(step(40, 0, [5, 6, 7], "new"))
     side.blocks_allocated(REQUEST, [10, 11, 12], 0)
     resumed = side.step_scheduled(step(20, 0, [10, 11], kind))
-    assert pushes(resumed) == []
+    assert resumed.pushes == []
     assert resumed.opens == []
-    assert pushes(side.step_scheduled(step(80, 20, [12, 13, 14, 15, 16]))) == [
+    assert side.step_scheduled(step(80, 20, [12, 13, 14, 15, 16])).pushes == [
         Push("t", 2, (12, 13, 14, 15, 16), is_last=True)
     ]
 

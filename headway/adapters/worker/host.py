@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import grpc
+import uvloop
 
 from headway.adapters.control_link import ControlLink
 from headway.adapters.engines import open_engine
@@ -49,7 +50,7 @@ def main(role: WorkerRole, service_name: str, add_servicer: AddServicer) -> int:
     try:
         config = load_config(arguments.config)
         worker = Worker(config, role, arguments.replica, worker_id)
-        asyncio.run(worker.run(service_name, add_servicer))
+        uvloop.run(worker.run(service_name, add_servicer))
     except ConfigError as error:
         sys.stderr.write(f"{worker_id}: {error}\n")
         return 2

@@ -159,6 +159,21 @@ def test_the_least_loaded_pair_is_taken_and_ids_break_ties() -> None:
     assert decision.placement.decode_worker_id == "decode-0"
 
 
+def test_a_worker_that_once_looked_slow_is_used_again_when_it_has_less_to_do() -> None:
+    slow_once = replace(
+        decode_worker(spec=worker_spec(WorkerRole.DECODE, 1)),
+        overhead_s=0.3,
+    )
+    snapshot = cluster(prefill_worker(), decode_worker(given_decode()), slow_once)
+    decision = policy().decide(request(slo=slo(ttft_s=1.0)), snapshot)
+    assert isinstance(decision, Guarantee)
+    assert decision.placement.decode_worker_id == "decode-1"
+    # Where its overhead would break the promise, the busier worker is taken.
+    decision = policy().decide(request(slo=slo(ttft_s=0.2)), snapshot)
+    assert isinstance(decision, Guarantee)
+    assert decision.placement.decode_worker_id == "decode-0"
+
+
 def test_a_refusal_names_a_tier_that_fits_and_when_to_come_back() -> None:
     tiers = {"tight": slo(ttft_s=0.01), "loose": slo(ttft_s=2.0)}
     asked = request(slo=slo(ttft_s=1.0), tier="asked", refuse_if_not_promised=True)
