@@ -201,7 +201,7 @@ class KvReceiver:
                 transfer = await self._until_expected(transfer_id, valid_s)
                 transfer.check_announced(opened.num_blocks)
                 accepted = pb.PushAccepted(first_block=transfer.first_block)
-                await context.write(pb.PushResponse(accepted=accepted).SerializeToString())
+                await self._write(context, pb.PushResponse(accepted=accepted))
                 await self._receive_pages(transfer, context)
         except TimeoutError:
             # Only _stop_stream gives this timeout a deadline.
@@ -255,7 +255,7 @@ class KvReceiver:
                         record = transfer.commit(commit, str(traceparent or ""))
                         self._expected.commit(transfer, record)
                         committed = pb.PushResponse(committed=pb.PushCommitted())
-                        await context.write(committed.SerializeToString())
+                        await self._write(context, committed)
                         return
                     case _:
                         raise KvTransferFailed("open came twice")
@@ -265,7 +265,7 @@ class KvReceiver:
                     if done:
                         continue
                 progress = pb.PushProgress(num_bytes=num_bytes)
-                await context.write(pb.PushResponse(progress=progress).SerializeToString())
+                await self._write(context, pb.PushResponse(progress=progress))
                 num_bytes_acked = num_bytes
         finally:
             reading.cancel()
@@ -277,3 +277,16 @@ class KvReceiver:
             raise KvTransferFailed("the sender ended the stream before the commit")
         assert isinstance(message, bytes)
         return message
+
+    @staticmethod
+    async def _write(context: _Context, response: pb.PushResponse) -> None:
+        # Shielded and waited for: gRPC cannot end a stream while a write is under way, so one
+        # that is interrupted would leave the sender without an answer.
+        writing = asyncio.ensure_future(context.write(response.SerializeToString()))
+        try:
+            await asyncio.shield(writing)
+        finally:
+            await asyncio.wait({writing})
+            if not writing.cancelled():
+                # Fetched, or asyncio complains: it says that the stream has ended, as we know.
+                writing.exception()

@@ -83,6 +83,14 @@ def test_when_the_receiver_gives_up_the_sender_drops_its_pages(pair: Any, stage:
     assert pair.receiver.poll() == []
 
 
+def test_the_sender_hears_of_an_abort_at_any_moment(pair: Any) -> None:
+    """Above all while the receiver is writing an answer, when gRPC cannot end a stream."""
+    for _ in range(100):
+        target = bring_to(pair, "accepted")
+        assert pair.receiver.abort(target.transfer_id)
+        until(partial(is_over, pair, target))
+
+
 def test_nothing_is_written_after_an_abort_returned(pair: Any) -> None:
     """The blocks go to the next request at once; a late page would corrupt it."""
     for _ in range(20):
