@@ -91,6 +91,8 @@ class ExpectedTransfers:
         """End a transfer badly, unless it has ended."""
         with self._lock:
             if self._end(transfer_id):
+                # A sender that comes only now must not wait for blocks until its ticket expires.
+                self._gate.revoke(transfer_id)
                 self._outcomes.append(TransferOutcome(transfer_id, None, error))
 
     def sender_left(self, transfer_id: str, error: str) -> None:

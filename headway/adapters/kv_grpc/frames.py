@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import google_crc32c
 import numpy as np
@@ -135,17 +136,14 @@ def _parse(message: bytes | memoryview) -> pb.PushOpen | pb.PushCommit | PageFra
 
 
 def cut(layout: PageLayout, first_block: int, num_blocks: int) -> Iterator[PageRange]:
-    """Cut all layers of a run of blocks into frames of at most 1 MiB, or of one page.
+    """Cut all layers of a run of blocks into few frames of at most 1 MiB, or of one page.
 
-    As many blocks as fit, then as many layers: a page store copies a layer's blocks at once.
     All layers of some blocks come before later blocks, so that leaving out the first blocks
     of a transfer leaves out its first frames.
     """
     if num_blocks == 0:
         return
-    max_pages = max(1, MAX_PAYLOAD_BYTES // layout.page_bytes)
-    blocks_per_frame = _even_share(num_blocks, max_pages)
-    layers_per_frame = _even_share(layout.num_layers, max(1, max_pages // blocks_per_frame))
+    layers_per_frame, blocks_per_frame = _frame_shape(layout, num_blocks)
     end = first_block + num_blocks
     for block in range(first_block, end, blocks_per_frame):
         for layer in range(0, layout.num_layers, layers_per_frame):
@@ -157,9 +155,22 @@ def cut(layout: PageLayout, first_block: int, num_blocks: int) -> Iterator[PageR
             )
 
 
-def _even_share(number: int, most: int) -> int:
-    """Size of the parts when `number` is cut into as few, about equal parts of at most `most`."""
-    return math.ceil(number / math.ceil(number / most))
+@cache
+def _frame_shape(layout: PageLayout, num_blocks: int) -> tuple[int, int]:
+    """Layers and blocks of a frame, so that frames are few: each costs as much as its bytes.
+
+    Of equally good shapes the one with fewest layers: a page store copies a layer at once.
+    """
+    max_pages = max(1, MAX_PAYLOAD_BYTES // layout.page_bytes)
+    shapes = []
+    for num_layers in range(1, min(layout.num_layers, max_pages) + 1):
+        num_blocks_at_once = min(num_blocks, max_pages // num_layers)
+        num_frames = math.ceil(layout.num_layers / num_layers) * math.ceil(
+            num_blocks / num_blocks_at_once
+        )
+        shapes.append((num_frames, num_layers, num_blocks_at_once))
+    _, num_layers, num_blocks_at_once = min(shapes)
+    return num_layers, num_blocks_at_once
 
 
 def without_blocks_before(message: bytes, first_block: int, layout: PageLayout) -> bytes | None:

@@ -128,6 +128,9 @@ class OutgoingTransfer:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._receive(call))
                 group.create_task(self._send(call))
+            # The receiver is about to end the stream: a cancel now would only disturb it.
+            async with asyncio.timeout(self._stall_timeout_s):
+                await call.code()
         finally:
             call.cancel()
 

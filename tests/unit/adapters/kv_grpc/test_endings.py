@@ -111,6 +111,13 @@ def test_a_sender_that_comes_after_the_abort_is_turned_away(pair: Any) -> None:
     assert pair.stream([pair.opened(target, 1)]) == grpc.StatusCode.PERMISSION_DENIED
 
 
+def test_a_sender_that_comes_after_the_timeout_is_turned_away(pair: Any) -> None:
+    target = pair.target()
+    pair.receiver.expect(target.transfer_id, [1], 0, 0.01)
+    assert pair.outcomes()[0].error
+    assert pair.stream([pair.opened(target, 1)]) == grpc.StatusCode.PERMISSION_DENIED
+
+
 def test_a_transfer_fails_when_no_sender_ever_comes(pair: Any) -> None:
     pair.receiver.expect("nobody knows it", [1, 2], 0, 0.05)
     (outcome,) = pair.outcomes()
