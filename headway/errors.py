@@ -11,9 +11,10 @@
     ├── DeadlineExceeded     the request's own deadline passed
     ├── RequestCancelled     somebody cancelled the request
     ├── EngineFailed         the engine ended or refused the request
+    ├── StackFailed          a deployment on this machine ended before it was ready
     └── ConfigError          the config file is wrong
 
-`rpc/errors.py` maps each to a gRPC status, once.
+`rpc/errors.py` maps each but the last two, which never cross a wire, to a gRPC status, once.
 """
 
 from __future__ import annotations
@@ -98,6 +99,10 @@ class RequestCancelled(HeadwayError):
 
 class EngineFailed(HeadwayError):
     reason = "ENGINE_FAILED"
+
+
+class StackFailed(HeadwayError):
+    reason = "STACK_FAILED"
 
 
 class ConfigError(HeadwayError):

@@ -34,7 +34,7 @@ def start_engine(
     assert isinstance(engine, VllmConfig)
     pool = config.prefill if role is WorkerRole.PREFILL else config.decode
     _check(config, engine, pool, replica)
-    _prepare_process(engine, pool, replica)
+    _prepare_process(engine, role, pool, replica)
     # Names vLLM's own spans; our telemetry names its spans itself.
     os.environ.setdefault("OTEL_SERVICE_NAME", "vllm")
     # Only now: vLLM and torch read the environment when they are imported.
@@ -62,11 +62,13 @@ def _check(config: Config, engine: VllmConfig, pool: PoolConfig, replica: int) -
         raise ConfigError(f"no model in {config.model.path!r}: `headway model` prepares it")
 
 
-def _prepare_process(engine: VllmConfig, pool: PoolConfig, replica: int) -> None:
+def _prepare_process(engine: VllmConfig, role: WorkerRole, pool: PoolConfig, replica: int) -> None:
     """Set what the engine's process inherits: environment and cores."""
     os.environ["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["DO_NOT_TRACK"] = "1"
+    # vLLM makes its own spans, under the name OpenTelemetry finds here.
+    os.environ.setdefault("OTEL_SERVICE_NAME", f"headway-{role.value.lower()}")
     if pool.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(pool.gpus[replica][0])
     if engine.device == "cpu":

@@ -16,15 +16,11 @@ from headway.adapters.process import die_with_parent
 from headway.client import AsyncClient
 from headway.config import Config
 from headway.core.cluster import WorkerRole
-from headway.errors import HeadwayError, Unavailable
+from headway.errors import StackFailed, Unavailable
 
 _POLL_S = 0.25
 _STOP_S = 30.0
 _LOG_LINES_SHOWN = 15
-
-
-class StackFailed(HeadwayError):
-    reason = "STACK_FAILED"
 
 
 @asynccontextmanager

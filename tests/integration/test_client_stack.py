@@ -6,10 +6,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from headway.cli.stack import StackFailed, running_stack
+from headway.cli.stack import running_stack
 from headway.client import AsyncClient, Finished
 from headway.config import load_config
 from headway.core.request import RequestState
+from headway.errors import StackFailed
 
 CONFIG = """
 [model]
