@@ -55,6 +55,9 @@ setup_venv() {
         printf '%s\n' "$wanted" >"$stamp"
     fi
     .venv/bin/python -m compileall -q headway services
+    .venv/bin/python -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
+        say "libnuma.so.1 is missing, without which vLLM does not start on a CPU" \
+            "(Debian, Ubuntu: apt install libnuma1)"
     say ".venv is ready"
 }
 

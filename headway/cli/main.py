@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,9 @@ from rich.console import Console
 
 from headway.adapters.model_files import MODEL_NAME
 from headway.errors import HeadwayError, InvalidRequest, Refused, Unavailable
+
+# Else gRPC writes a line to the terminal whenever a server it talked to goes away.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 DEFAULT_ADDRESS = "127.0.0.1:7400"
 
