@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing as mp
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.bare_grpc import BareReceiver, BareSender
 from headway.adapters.kv_grpc.frames import (
     HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -51,6 +53,7 @@ class DecodeSide:
         self.frame_buffers = [
             bytearray(HEADER_BYTES + MAX_PAYLOAD_BYTES) for _ in range(max(CASES))
         ]
+        self.bare = BareReceiver()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.sockets: list[socket.socket] = []
         self.pool = ThreadPoolExecutor(max(CASES))
@@ -58,6 +61,9 @@ class DecodeSide:
 
     def port(self) -> int:
         return int(self.listener.getsockname()[1])
+
+    def bare_port(self) -> int:
+        return self.bare.port
 
     def accept(self, number: int) -> None:
         self.sockets = [self.listener.accept()[0] for _ in range(number)]
@@ -119,6 +125,7 @@ class DecodeSide:
         return digest
 
     def close(self) -> None:
+        self.bare.close()
         self.receiver.close()
         self.pool.shutdown()
 
@@ -136,6 +143,21 @@ class PrefillSide:
         self.sockets: list[socket.socket] = []
         self.pool = ThreadPoolExecutor(max(CASES))
 
+    def dial_bare(self, port: int) -> None:
+        self.bare = BareSender(port)
+
+    def send_bare(self, number: int, num_blocks: int) -> int:
+        """The frames of all transfers through grpcio alone; encoded before, read by nobody."""
+        transfers = [list(self._frames(index * num_blocks, num_blocks)) for index in range(number)]
+        return self.bare.send(transfers)
+
+    def _frames(self, first: int, num_blocks: int) -> Iterator[bytes]:
+        for sequence, pages in enumerate(cut(LAYOUT, 0, num_blocks)):
+            blocks = range(first + pages.first_block, first + pages.first_block + pages.num_blocks)
+            layers = range(pages.first_layer, pages.first_layer + pages.num_layers)
+            views = [view for layer in layers for view in self.store.read(layer, blocks)]
+            yield encode(sequence, pages, views)
+
     def connect(self, number: int, port: int) -> None:
         self.sockets = [socket.create_connection(("127.0.0.1", port)) for _ in range(number)]
 
@@ -152,14 +174,8 @@ class PrefillSide:
 
     def send_pages(self, num_blocks: int) -> int:
         def send(index: int) -> None:
-            first = index * num_blocks
-            for sequence, pages in enumerate(cut(LAYOUT, 0, num_blocks)):
-                blocks = range(
-                    first + pages.first_block, first + pages.first_block + pages.num_blocks
-                )
-                layers = range(pages.first_layer, pages.first_layer + pages.num_layers)
-                views = [view for layer in layers for view in self.store.read(layer, blocks)]
-                self.sockets[index].sendall(encode(sequence, pages, views))
+            for message in self._frames(index * num_blocks, num_blocks):
+                self.sockets[index].sendall(message)
 
         started_ns = time.time_ns()
         for future in [self.pool.submit(send, index) for index in range(len(self.sockets))]:
@@ -207,6 +223,7 @@ class PrefillSide:
         return hashlib.sha256(self.store.pages[:, :num_blocks].tobytes()).hexdigest()
 
     def close(self) -> None:
+        self.bare.close()
         self.sender.close()
         self.pool.shutdown()
 
