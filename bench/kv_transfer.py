@@ -3,8 +3,8 @@
     python -m bench.kv_transfer [--quick] [--out bench/results]
 
 Two processes, as a prefill and a decode engine would be. Rounds of all methods are
-interleaved, so that a noisy machine disturbs all of them alike. All bytes are compared after
-every round. The methods:
+interleaved, so that a noisy machine disturbs all of them alike. Where pages are put into blocks
+(paged socket, headway gRPC) the bytes are compared after every round. The methods:
 
     memory copy    numpy, in one process, buffers warm
     plain socket   sendall and recv_into between two contiguous buffers, nothing checked
@@ -26,10 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.kv_transfer_sides import BLOCK_BYTES, CASES, NUM_CHUNKS, DecodeSide, PrefillSide, Remote
-
-# Without these, glibc gives every buffer of more than 128 KiB back to the kernel and touches
-# fresh pages for the next one, which is very slow in virtual machines.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
+from headway.adapters.process import MALLOC_ENVIRONMENT
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -114,7 +111,7 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("grpcio", "numpy", "google-crc32c")},
-        "malloc": MALLOC,
+        "malloc": MALLOC_ENVIRONMENT,
         "load_average_before": os.getloadavg(),
     }
 
@@ -182,7 +179,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     arguments = parser.parse_args()
     num_rounds = 5 if arguments.quick else 25
-    os.environ.update(MALLOC)  # for the processes started from here
+    os.environ.update(MALLOC_ENVIRONMENT)  # for the processes started from here
     about = machine()
     prefill, decode = Remote.start(PrefillSide), Remote.start(DecodeSide)
     prefill.call("dial_bare", decode.call("bare_port"))

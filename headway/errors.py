@@ -31,10 +31,13 @@ class HeadwayError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One thing wrong with one field of a request."""
+    """One thing wrong with one field of a request; an empty `field` means the whole of it."""
 
     field: str
     description: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.description}" if self.field else self.description
 
 
 class InvalidRequest(HeadwayError):
@@ -44,7 +47,7 @@ class InvalidRequest(HeadwayError):
 
     def __init__(self, violations: Sequence[FieldViolation]) -> None:
         self.violations = tuple(violations)
-        super().__init__("; ".join(f"{v.field}: {v.description}" for v in self.violations))
+        super().__init__("; ".join(map(str, self.violations)))
 
 
 class NotFound(HeadwayError):

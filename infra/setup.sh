@@ -37,7 +37,8 @@ setup_venv() {
     if ! is_current "$stamp" "$wanted"; then
         check_python
         say "creating .venv (several minutes the first time)"
-        "$python" -m venv .venv ||
+        # --clear: what a lock file no longer names must not stay.
+        "$python" -m venv --clear .venv ||
             fail "$python cannot create virtual environments (Debian, Ubuntu: apt install python3.11-venv)"
         .venv/bin/python -m pip install --quiet --require-hashes -r requirements/bootstrap.lock
         use_package_sources_of_pip .venv/bin/python

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from headway.adapters.process import die_with_parent
+from headway.adapters.process import MALLOC_ENVIRONMENT, die_with_parent
 from headway.config import Config, load_config
 from headway.errors import ConfigError, HeadwayError, Unavailable
 
@@ -25,9 +25,6 @@ from headway.errors import ConfigError, HeadwayError, Unavailable
 _STOP_S = 10.0
 _POLL_S = 0.05
 _RPC_TIMEOUT_S = 1.0
-
-# Page frames of 1 MiB are mapped and unmapped for each message unless malloc keeps them.
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
 
 
 def main() -> int:
@@ -154,7 +151,7 @@ def _start(name: str, service: str, path: Path, *arguments: str) -> Child:
         # Standard output belongs to the line that says ready.
         stdout=sys.stderr.fileno(),
         stdin=subprocess.DEVNULL,
-        env=os.environ | _MALLOC,
+        env=os.environ | MALLOC_ENVIRONMENT,
         # Ctrl-C reaches only us, so that we can end the others in good order.
         process_group=0,
         preexec_fn=lambda: die_with_parent(launcher_pid),  # noqa: PLW1509 - no threads yet

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ from headway.adapters.telemetry import CLIENT, build_telemetry
 from headway.cli.stack import running_stack
 from headway.client import AsyncClient, Finished
 from headway.config import load_config
+from tests.deployment import free_port, write_deployment
 
 # What every request's trace looks like: a SERVER span under each CLIENT span, the stages a
 # request passes under the process that ran them, and the transfer under the worker that sent.
@@ -32,40 +31,10 @@ headway-client CLIENT headway.v1.InferenceService/Generate
 PROMPT = "One trace tells one story."
 NUM_OUTPUT_TOKENS = 8
 
-_PROFILE = """
-source = "made up for a test"
-measured_on = "nothing"
-[perf_model]
-floor_s = 0.001
-token_s = 0.00001
-fixed_s = 0.001
-sequence_s = 0.0
-context_token_s = 0.0
-prefill_attention_s = 0.0
-chunk_s = 0.0
-"""
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
-
 
 def emulated_deployment(folder: Path, otlp_endpoint: str = "") -> Path:
     """Write the config of one prefill and one decode worker, emulated; returns its path."""
-    (folder / "profile.toml").write_text(_PROFILE)
-    path = folder / "deployment.toml"
-    path.write_text(f"""
-[model]
-name = "emulated"
-tokenizer = "bytes"
-[engine]
-kind = "emulated"
-profile = {json.dumps(str(folder / "profile.toml"))}
-[controller]
-listen = "127.0.0.1:{free_port()}"
+    more = f"""
 [controller.tiers.chat]
 ttft_s = 30.0
 tpot_s = 5.0
@@ -75,8 +44,8 @@ tpot_s = 5.0
 [telemetry]
 otlp_endpoint = "{otlp_endpoint}"
 prometheus_port = 0
-""")
-    return path
+"""
+    return write_deployment(folder, f"127.0.0.1:{free_port()}", more, step_s=0.002)
 
 
 @asynccontextmanager

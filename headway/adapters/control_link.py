@@ -47,14 +47,19 @@ class ControlLink:
         self._report_due = asyncio.Event()
         self._backoff_s = _FIRST_BACKOFF_S
         self._last_problem = ""
+        self._drained = False
 
     def report_now(self) -> None:
         """Do not wait for the interval to pass: something important has changed."""
         self._report_due.set()
 
     async def run(self) -> None:
-        """Connect, and connect again whenever the connection ends, until cancelled."""
-        while True:
+        """Connect, and connect again whenever the connection ends, until cancelled.
+
+        A worker that was told to drain does not connect again: a newer start of it has its
+        place, and each of the two would drive the other out.
+        """
+        while not self._drained:
             try:
                 await self._session()
             except HeadwayError as error:
@@ -90,6 +95,7 @@ class ControlLink:
                         self._last_problem = ""
                         _log.info("registered as %s", self._spec.worker_id)
                     case "drain":
+                        self._drained = True
                         await self._on_drain()
         finally:
             if reporting is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from headway.adapters.process import MALLOC_ENVIRONMENT
 from headway.config import Config, PoolConfig, VllmConfig
 from headway.core.cluster import WorkerRole
 from headway.core.perf_model import PerfModel, PrefillChunk, StepShape
@@ -35,8 +36,6 @@ def start_engine(
     pool = config.prefill if role is WorkerRole.PREFILL else config.decode
     _check(config, engine, pool, replica)
     _prepare_process(engine, role, pool, replica)
-    # Names vLLM's own spans; our telemetry names its spans itself.
-    os.environ.setdefault("OTEL_SERVICE_NAME", "vllm")
     # Only now: vLLM and torch read the environment when they are imported.
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
     from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415
@@ -67,6 +66,11 @@ def _prepare_process(engine: VllmConfig, role: WorkerRole, pool: PoolConfig, rep
     os.environ["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["DO_NOT_TRACK"] = "1"
+    # Also on a GPU, where vLLM would fork: DiesWithParent acts when it is unpickled, and a
+    # fork would copy gRPC's threads half-way.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    for name, value in MALLOC_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     # vLLM makes its own spans, under the name OpenTelemetry finds here.
     os.environ.setdefault("OTEL_SERVICE_NAME", f"headway-{role.value.lower()}")
     if pool.gpus:
@@ -80,10 +84,6 @@ def _prepare_process(engine: VllmConfig, role: WorkerRole, pool: PoolConfig, rep
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         cores = pool.cores[replica] if pool.cores else tuple(sorted(os.sched_getaffinity(0)))
         os.environ["OMP_NUM_THREADS"] = str(len(cores))
-        missing = set(cores) - set(range(os.cpu_count() or 1))
-        if missing:
-            raise ConfigError(f"this machine has no cores {sorted(missing)}")
-        os.sched_setaffinity(0, cores)
 
 
 def _arguments(

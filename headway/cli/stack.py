@@ -6,20 +6,17 @@ import asyncio
 import os
 import signal
 import sys
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 from headway.adapters.process import die_with_parent
-from headway.client import AsyncClient
 from headway.config import Config
-from headway.core.cluster import WorkerRole
-from headway.errors import StackFailed, Unavailable
+from headway.errors import StackFailed
 
-_POLL_S = 0.25
 _STOP_S = 30.0
+_CHUNK_BYTES = 1 << 16
 _LOG_LINES_SHOWN = 15
 
 
@@ -29,13 +26,13 @@ async def running_stack(
 ) -> AsyncIterator[int]:
     """Run `python -m services` for as long as the block lasts; yields its process id.
 
-    Entered once every worker of the config is registered with the controller.
+    Entered once it says that every worker of the config is registered with its controller.
 
     Args:
         config_path: of `config`, for the processes to read.
-        config: says who must register, and where.
+        config: says how many workers there will be.
         log_path: gets what the processes write.
-        tell: called with what is being waited for, whenever that changes.
+        tell: called once, with what is being waited for.
 
     Raises:
         StackFailed: it ended before it was ready; carries the end of its log.
@@ -48,57 +45,43 @@ async def running_stack(
             "services",
             "--config",
             str(config_path),
-            stdout=log,
-            stderr=asyncio.subprocess.STDOUT,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
             # Ctrl-C is ours to handle: the stack must outlive the requests we cancel.
             start_new_session=True,
             preexec_fn=partial(die_with_parent, os.getpid()),
         )
+        assert process.stdout is not None
         try:
-            await _until_ready(process, config, log_path, tell)
-            yield process.pid
+            tell(
+                f"waiting for the controller, {config.prefill.replicas} prefill "
+                f"and {config.decode.replicas} decode workers"
+            )
+            await _until_ready(process, process.stdout, log_path)
+            discarding = asyncio.create_task(_discard(process.stdout))
+            try:
+                yield process.pid
+            finally:
+                discarding.cancel()
         finally:
             await _stop(process)
 
 
 async def _until_ready(
-    process: asyncio.subprocess.Process,
-    config: Config,
-    log_path: Path,
-    tell: Callable[[str], None],
+    process: asyncio.subprocess.Process, output: asyncio.StreamReader, log_path: Path
 ) -> None:
-    wanted = {
-        WorkerRole.PREFILL: config.prefill.replicas,
-        WorkerRole.DECODE: config.decode.replicas,
-    }
-    told = ""
-    while True:
-        if process.returncode is not None:
-            raise StackFailed(
-                f"ended with status {process.returncode}; its last lines:\n{_tail(log_path)}"
-            )
-        missing = await _missing(config.controller.listen, wanted)
-        if not missing:
+    # Its own word: whoever answers at the address may be somebody else's stack.
+    async for line in output:
+        if line.startswith(b"ready "):
             return
-        if missing != told:
-            tell(missing)
-            told = missing
-        await asyncio.sleep(_POLL_S)
+    status = await process.wait()
+    raise StackFailed(f"ended with status {status}; its last lines:\n{_tail(log_path)}")
 
 
-async def _missing(address: str, wanted: Mapping[WorkerRole, int]) -> str:
-    """What the stack still lacks; empty when it is complete."""
-    # A new client each time: a channel that was refused would wait before it tries again.
-    async with AsyncClient(address) as client:
-        try:
-            workers = (await client.capacity()).workers
-        except Unavailable:
-            return "waiting for the controller"
-    present = Counter(worker.role for worker in workers)
-    if all(present[role] >= num for role, num in wanted.items()):
-        return ""
-    counts = (f"{role.lower()} ({present[role]} of {num})" for role, num in wanted.items())
-    return f"waiting for workers: {', '.join(counts)} ready"
+async def _discard(output: asyncio.StreamReader) -> None:
+    """Read to the end, so that the stack never has to wait for room to write."""
+    while await output.read(_CHUNK_BYTES):
+        pass
 
 
 def _tail(log_path: Path) -> str:

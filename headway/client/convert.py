@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypedDict
 
 from google.protobuf.duration_pb2 import Duration
@@ -20,8 +21,9 @@ from headway.client.events import (
     WhenNotPromised,
     WorkerCapacity,
 )
-from headway.core.request import RequestState, Sampling
-from headway.core.slo import Slo, StageSlo
+from headway.core.request import FinishReason, RequestState, Sampling
+from headway.core.slo import Slo
+from headway.errors import FieldViolation, InvalidRequest
 from headway.rpc.convert import (
     duration_from_pb,
     duration_to_pb,
@@ -29,6 +31,8 @@ from headway.rpc.convert import (
     load_from_pb,
     role_from_pb,
     sampling_to_pb,
+    slo_from_pb,
+    slo_to_pb,
 )
 from headway.v1 import generation_pb2
 from headway.v1 import inference_service_pb2 as pb
@@ -87,7 +91,11 @@ def request_to_pb(
     ignore_eos: bool = False,
     deadline_s: float | None = None,
 ) -> pb.GenerateRequest:
-    """The request of `GenerateArguments`, with the defaults of all that were left out."""
+    """The request of `GenerateArguments`, with the defaults of all that were left out.
+
+    Raises:
+        InvalidRequest: a value that cannot even be sent, for example a negative token id.
+    """
     sampling = Sampling(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -97,50 +105,33 @@ def request_to_pb(
         stop=tuple(stop),
         ignore_eos=ignore_eos,
     )
-    return pb.GenerateRequest(
-        prompt_text=prompt,
-        prompt_token_ids=prompt_token_ids,
-        messages=[pb.ChatMessage(role=role, content=content) for role, content in messages],
-        tier=tier,
-        slo=_slo_to_pb(slo) if slo else None,
-        when_not_promised=_WHEN_NOT_PROMISED[when_not_promised],
-        sampling=sampling_to_pb(sampling),
-        deadline=duration_to_pb(deadline_s) if deadline_s is not None else None,
-    )
+    request = pb.GenerateRequest(when_not_promised=_WHEN_NOT_PROMISED[when_not_promised])
+    with _naming("prompt_text"):
+        request.prompt_text = prompt
+    with _naming("prompt_token_ids"):
+        request.prompt_token_ids.extend(prompt_token_ids)
+    with _naming("messages"):
+        request.messages.extend(pb.ChatMessage(role=role, content=text) for role, text in messages)
+    with _naming("tier"):
+        request.tier = tier
+    if slo is not None:
+        with _naming("slo"):
+            request.slo.CopyFrom(slo_to_pb(slo))
+    with _naming("sampling"):
+        request.sampling.CopyFrom(sampling_to_pb(sampling))
+    if deadline_s is not None:
+        with _naming("deadline"):
+            request.deadline.CopyFrom(duration_to_pb(deadline_s))
+    return request
 
 
-def _slo_to_pb(slo: Slo) -> pb.Slo:
-    stages = [
-        pb.StageSlo(
-            tpot=duration_to_pb(stage.tpot_s),
-            end_token_id=stage.end_token_id,
-            end_after_tokens=stage.end_after_tokens,
-        )
-        for stage in slo.stages
-    ]
-    if slo.ttft_s is not None:
-        stages[0].ttft.CopyFrom(duration_to_pb(slo.ttft_s))
-    elif slo.ttft_slowdown is not None:
-        stages[0].ttft_slowdown = slo.ttft_slowdown
-    return pb.Slo(stages=stages)
-
-
-def _slo_from_pb(slo: pb.Slo) -> Slo:
-    first = slo.stages[0]
-    return Slo(
-        stages=tuple(
-            StageSlo(
-                tpot_s=duration_from_pb(stage.tpot),
-                end_token_id=stage.end_token_id if stage.HasField("end_token_id") else None,
-                end_after_tokens=(
-                    stage.end_after_tokens if stage.HasField("end_after_tokens") else None
-                ),
-            )
-            for stage in slo.stages
-        ),
-        ttft_s=duration_from_pb(first.ttft) if first.HasField("ttft") else None,
-        ttft_slowdown=first.ttft_slowdown if first.HasField("ttft_slowdown") else None,
-    )
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Say which field holds a value that its type on the wire has no room for."""
+    try:
+        yield
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest([FieldViolation(field, str(error))]) from error
 
 
 def event_from_pb(response: pb.GenerateResponse) -> Event | None:
@@ -181,13 +172,15 @@ def _admission_from_pb(admission: pb.Admission) -> Admission:
 
 def _finished_from_pb(finished: pb.Finished) -> Finished:
     usage, timings = finished.usage, finished.timings
+    error_reason, error_message = finished.error_reason, finished.error_message
+    if finished.state not in _STATES:
+        error_reason = error_reason or "UNKNOWN_STATE"
+        error_message = error_message or f"ended in state {finished.state}, unknown to this client"
     return Finished(
-        state=_STATES[finished.state],
-        finish_reason=(
-            finish_reason_from_pb(finished.finish_reason) if finished.finish_reason else None
-        ),
-        error_reason=finished.error_reason,
-        error_message=finished.error_message,
+        state=_STATES.get(finished.state, RequestState.FAILED),
+        finish_reason=_finish_reason_from_pb(finished.finish_reason),
+        error_reason=error_reason,
+        error_message=error_message,
         usage=Usage(
             num_prompt_tokens=usage.num_prompt_tokens,
             num_output_tokens=usage.num_output_tokens,
@@ -210,6 +203,13 @@ def _finished_from_pb(finished: pb.Finished) -> Finished:
     )
 
 
+def _finish_reason_from_pb(reason: generation_pb2.FinishReason) -> FinishReason | None:
+    try:
+        return finish_reason_from_pb(reason)
+    except KeyError:
+        return None
+
+
 def _kv_transfer_from_pb(usage: generation_pb2.KvTransferUsage) -> KvTransfer:
     return KvTransfer(
         num_bytes=usage.num_bytes,
@@ -222,24 +222,31 @@ def _kv_transfer_from_pb(usage: generation_pb2.KvTransferUsage) -> KvTransfer:
 
 def tiers_from_pb(response: pb.ListTiersResponse) -> tuple[Tier, ...]:
     return tuple(
-        Tier(tier.name, _slo_from_pb(tier.slo) if tier.HasField("slo") else None)
+        Tier(tier.name, slo_from_pb(tier.slo) if tier.HasField("slo") else None)
         for tier in response.tiers
     )
 
 
 def capacity_from_pb(response: pb.GetCapacityResponse) -> Capacity:
+    """Without workers in a role that this version does not know."""
+    workers = (_worker_from_pb(worker) for worker in response.workers)
     return Capacity(
         model=response.model,
-        workers=tuple(
-            WorkerCapacity(
-                worker_id=worker.worker_id,
-                role=role_from_pb(worker.role),
-                num_kv_blocks=worker.num_kv_blocks,
-                load=load_from_pb(worker.load),
-                backlog_s=duration_from_pb(worker.backlog),
-            )
-            for worker in response.workers
-        ),
+        workers=tuple(worker for worker in workers if worker is not None),
         num_best_effort_queued=response.num_best_effort_queued,
         num_requests_running=response.num_requests_running,
+    )
+
+
+def _worker_from_pb(worker: pb.WorkerCapacity) -> WorkerCapacity | None:
+    try:
+        role = role_from_pb(worker.role)
+    except KeyError:
+        return None
+    return WorkerCapacity(
+        worker_id=worker.worker_id,
+        role=role,
+        num_kv_blocks=worker.num_kv_blocks,
+        load=load_from_pb(worker.load),
+        backlog_s=duration_from_pb(worker.backlog),
     )

@@ -116,7 +116,7 @@ class Finished:
 
     Attributes:
         state: SUCCEEDED, CANCELLED, DEADLINE_EXCEEDED or FAILED.
-        finish_reason: None unless SUCCEEDED.
+        finish_reason: None unless SUCCEEDED; None also for a reason of a newer server's.
         error_reason: a constant such as WORKER_LOST; empty unless FAILED.
         kv_transfer: None when no KV was moved.
     """

@@ -96,8 +96,8 @@ class Controller:
         match event:
             case TokensProduced():
                 return self._tokens_produced(event, now_s)
-            case RequestArrived(request):
-                return self._arrived(request, now_s)
+            case RequestArrived(request, arrived_at_s):
+                return self._arrived(request, arrived_at_s, now_s)
             case DecodeReserved():
                 return self._reserved(event, now_s)
             case PrefillComputed():
@@ -142,7 +142,7 @@ class Controller:
             effects += self._fail(progress, FailureReason.WORKER_LOST, message, now_s)
         return effects
 
-    def _arrived(self, request: RequestSpec, now_s: float) -> list[Effect]:
+    def _arrived(self, request: RequestSpec, arrived_at_s: float, now_s: float) -> list[Effect]:
         self._num_plans += 1
         plan_id = f"plan-{self._num_plans}"
         if len(self._requests) >= self._max_requests:
@@ -150,21 +150,22 @@ class Controller:
             refusal = Refuse(Constraint.QUEUE_FULL, message, 1.0)
             return [SendRefusal(request.request_id, plan_id, refusal)]
         cluster = self._snapshot(now_s)
-        match self._policy.decide(request, cluster):
+        elapsed_s = now_s - arrived_at_s
+        match self._policy.decide(request, cluster, elapsed_s):
             case Refuse() as refusal:
                 return [SendRefusal(request.request_id, plan_id, refusal)]
             case Guarantee(placement, promise):
                 admission = SendAdmission(request, plan_id, promise, placement, None)
-                progress = Progress(request, now_s, promise)
+                progress = Progress(request, arrived_at_s, promise)
                 return [admission, *self._admit(progress, placement, now_s)]
             case ServeBestEffort(constraint):
                 placed = (
                     None  # nobody overtakes those that wait already
                     if self._best_effort_queue
-                    else self._policy.place_best_effort(request, cluster)
+                    else self._policy.place_best_effort(request, cluster, elapsed_s)
                 )
                 admission = SendAdmission(request, plan_id, None, placed, constraint)
-                progress = Progress(request, now_s, None)
+                progress = Progress(request, arrived_at_s, None)
                 return [admission, *self._admit(progress, placed, now_s)]
 
     def _admit(self, progress: Progress, placement: Placement | None, now_s: float) -> list[Effect]:
@@ -185,11 +186,20 @@ class Controller:
         )
 
     def _place_queued(self, now_s: float) -> list[Effect]:
-        """Start best-effort requests, in the order they came, while the first one fits."""
+        """Start best-effort requests, in the order they came, while the first one fits.
+
+        One that no worker which is left could ever hold is failed: it would block all others.
+        """
         effects: list[Effect] = []
         while self._best_effort_queue:
             request_id, progress = next(iter(self._best_effort_queue.items()))
-            placement = self._policy.place_best_effort(progress.spec, self._snapshot(now_s))
+            cluster = self._snapshot(now_s)
+            elapsed_s = now_s - progress.arrived_at_s
+            placement = self._policy.place_best_effort(progress.spec, cluster, elapsed_s)
+            if placement is None and self._policy.is_too_large(progress.spec, cluster):
+                message = "the only workers with enough KV memory for it are gone"
+                effects += self._fail(progress, FailureReason.WORKER_LOST, message, now_s)
+                continue
             if placement is None:
                 break
             del self._best_effort_queue[request_id]

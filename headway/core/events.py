@@ -64,7 +64,10 @@ class WorkerLost:
 
 @dataclass(frozen=True, slots=True)
 class RequestArrived:
+    """`arrived_at_s`: when its call began; reading and tokenising it came after."""
+
     request: RequestSpec
+    arrived_at_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,5 +145,9 @@ class Progress:
             ttft_s=ttft_s,
             tpot_s=tpot_s,
             e2e_latency_s=(last_at_s if last_at_s is not None else now_s) - self.arrived_at_s,
-            slo_attained=self.demand_line.attained if self.demand_line else None,
+            slo_attained=(
+                self.state is RequestState.SUCCEEDED and self.demand_line.attained
+                if self.demand_line
+                else None
+            ),
         )

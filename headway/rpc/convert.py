@@ -7,8 +7,14 @@ from google.protobuf.duration_pb2 import Duration
 from headway.core.cluster import ResourceCounters, WorkerLoad, WorkerRole, WorkerSpec
 from headway.core.perf_model import PerfModel
 from headway.core.request import FinishReason, Sampling
+from headway.core.slo import Slo, StageSlo
 from headway.ports import KvTarget, KvTransferRecord
-from headway.v1 import control_service_pb2, generation_pb2, kv_transfer_service_pb2
+from headway.v1 import (
+    control_service_pb2,
+    generation_pb2,
+    inference_service_pb2,
+    kv_transfer_service_pb2,
+)
 
 _ROLES = {
     WorkerRole.PREFILL: generation_pb2.WORKER_ROLE_PREFILL,
@@ -48,6 +54,41 @@ def finish_reason_to_pb(reason: FinishReason) -> generation_pb2.FinishReason:
 def finish_reason_from_pb(reason: generation_pb2.FinishReason) -> FinishReason:
     """Raises KeyError for a reason this version does not know."""
     return _FINISH_REASONS_BACK[reason]
+
+
+def slo_to_pb(slo: Slo) -> inference_service_pb2.Slo:
+    stages = [
+        inference_service_pb2.StageSlo(
+            tpot=duration_to_pb(stage.tpot_s),
+            end_token_id=stage.end_token_id,
+            end_after_tokens=stage.end_after_tokens,
+        )
+        for stage in slo.stages
+    ]
+    if slo.ttft_s is not None:
+        stages[0].ttft.CopyFrom(duration_to_pb(slo.ttft_s))
+    elif slo.ttft_slowdown is not None:
+        stages[0].ttft_slowdown = slo.ttft_slowdown
+    return inference_service_pb2.Slo(stages=stages)
+
+
+def slo_from_pb(slo: inference_service_pb2.Slo) -> Slo:
+    """Of an SLO that a controller sent: it has at least one stage, and its bounds can be."""
+    first = slo.stages[0]
+    return Slo(
+        stages=tuple(
+            StageSlo(
+                tpot_s=duration_from_pb(stage.tpot),
+                end_token_id=stage.end_token_id if stage.HasField("end_token_id") else None,
+                end_after_tokens=(
+                    stage.end_after_tokens if stage.HasField("end_after_tokens") else None
+                ),
+            )
+            for stage in slo.stages
+        ),
+        ttft_s=duration_from_pb(first.ttft) if first.HasField("ttft") else None,
+        ttft_slowdown=first.ttft_slowdown if first.HasField("ttft_slowdown") else None,
+    )
 
 
 def sampling_to_pb(sampling: Sampling) -> generation_pb2.SamplingParams:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -31,17 +31,28 @@ CODES: dict[type[errors.HeadwayError], grpc.StatusCode] = {
 }
 _CODE_NUMBERS = {code: code.value[0] for code in grpc.StatusCode}
 
+# A status travels in trailing metadata, where gRPC lets a peer drop the call beyond 8 KiB. The
+# message travels twice, once of it percent-encoded to up to three times its size.
+_MAX_MESSAGE_BYTES = 500
+_MAX_VIOLATIONS = 20
+_MAX_FIELD_BYTES = 40
+_MAX_DESCRIPTION_BYTES = 200
+
 
 def to_status(error: errors.HeadwayError) -> status_pb2.Status:
-    """The error as google.rpc.Status: always an ErrorInfo, and what else its kind carries."""
+    """The error as google.rpc.Status: always an ErrorInfo, and what else its kind carries.
+
+    Long texts and long lists of violations are shortened, so that every status arrives.
+    """
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
     details: list[Message] = [info]
     match error:
         case errors.InvalidRequest():
             bad_request = error_details_pb2.BadRequest()
-            for violation in error.violations:
+            for violation in _first_violations(error.violations):
                 bad_request.field_violations.add(
-                    field=violation.field, description=violation.description
+                    field=_shortened(violation.field, _MAX_FIELD_BYTES),
+                    description=_shortened(violation.description, _MAX_DESCRIPTION_BYTES),
                 )
             details.append(bad_request)
         case errors.Refused() | errors.Unavailable():
@@ -53,12 +64,32 @@ def to_status(error: errors.HeadwayError) -> status_pb2.Status:
         case _:
             pass
     code = CODES.get(type(error), grpc.StatusCode.INTERNAL)
-    status = status_pb2.Status(code=_CODE_NUMBERS[code], message=str(error))
+    message = _shortened(str(error), _MAX_MESSAGE_BYTES)
+    status = status_pb2.Status(code=_CODE_NUMBERS[code], message=message)
     for detail in details:
         packed = AnyMessage()
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _first_violations(
+    violations: Sequence[errors.FieldViolation],
+) -> Sequence[errors.FieldViolation]:
+    """At most `_MAX_VIOLATIONS`; the last one counts those that were left out."""
+    num_more = len(violations) - _MAX_VIOLATIONS + 1
+    if num_more <= 1:
+        return violations
+    more = errors.FieldViolation("", f"and {num_more} more")
+    return [*violations[: _MAX_VIOLATIONS - 1], more]
+
+
+def _shortened(text: str, max_bytes: int) -> str:
+    encoded = text.encode()
+    if len(encoded) <= max_bytes:
+        return text
+    ellipsis = "..."
+    return encoded[: max_bytes - len(ellipsis)].decode(errors="ignore") + ellipsis
 
 
 async def abort_with(
@@ -106,10 +137,12 @@ def error_from_rpc(error: grpc.RpcError) -> errors.HeadwayError:
                 [errors.FieldViolation(v.field, v.description) for v in violations]
                 or [errors.FieldViolation("", text)]
             )
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if info:
+            tier = info.metadata.get("tier_that_fits")
+            return errors.Refused(info.reason, text, retry_after_s, tier)
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            reason = info.reason if info else "RESOURCE_EXHAUSTED"
-            tier = info.metadata.get("tier_that_fits") if info else None
-            return errors.Refused(reason, text, retry_after_s, tier)
+            # Said by gRPC itself, of a message above its limit: to come back would not help.
+            return errors.InvalidRequest([errors.FieldViolation("", text)])
         case grpc.StatusCode.UNAVAILABLE:
             return errors.Unavailable(text, retry_after_s)
         case _:

@@ -81,9 +81,13 @@ class Server:
         status = health_pb2.HealthCheckResponse
         await self._health.set("", status.SERVING if serving else status.NOT_SERVING)
 
+    async def stop_serving(self) -> None:
+        """Be NOT_SERVING for good: what `set_serving` is told later changes nothing."""
+        await self._health.enter_graceful_shutdown()
+
     async def stop(self, grace_s: float) -> None:
         """Tell health watchers, take no more calls, end running ones after `grace_s`."""
-        await self._health.enter_graceful_shutdown()
+        await self.stop_serving()
         await self.grpc.stop(grace_s)
 
 

@@ -49,9 +49,11 @@ class ControlServiceServicer(object):
     def Connect(self, request_iterator, context):
         """One stream for as long as the worker lives. The worker sends Register first, then
         WorkerLoad reports; the controller answers Registered, then commands. When the stream
-        ends the controller gives the worker no more work and fails what it was running.
+        ends the controller gives the worker no more work and fails what it was running. It ends
+        also when the worker connects anew; a newer incarnation makes it end with Drain, after
+        which the older one must not connect again.
 
-        Errors: INVALID_ARGUMENT for an incomplete registration, FAILED_PRECONDITION when the
+        Errors: INVALID_ARGUMENT for an incomplete registration or an impossible value, FAILED_PRECONDITION when the
         worker serves another model than the cluster.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -36,9 +36,11 @@ class ControlServiceStub:
     Connect: _grpc.StreamStreamMultiCallable[_control_service_pb2.ConnectRequest, _control_service_pb2.ConnectResponse]
     """One stream for as long as the worker lives. The worker sends Register first, then
     WorkerLoad reports; the controller answers Registered, then commands. When the stream
-    ends the controller gives the worker no more work and fails what it was running.
+    ends the controller gives the worker no more work and fails what it was running. It ends
+    also when the worker connects anew; a newer incarnation makes it end with Drain, after
+    which the older one must not connect again.
 
-    Errors: INVALID_ARGUMENT for an incomplete registration, FAILED_PRECONDITION when the
+    Errors: INVALID_ARGUMENT for an incomplete registration or an impossible value, FAILED_PRECONDITION when the
     worker serves another model than the cluster.
     """
 
@@ -50,9 +52,11 @@ class ControlServiceAsyncStub(ControlServiceStub):
     Connect: _aio.StreamStreamMultiCallable[_control_service_pb2.ConnectRequest, _control_service_pb2.ConnectResponse]  # type: ignore[assignment]
     """One stream for as long as the worker lives. The worker sends Register first, then
     WorkerLoad reports; the controller answers Registered, then commands. When the stream
-    ends the controller gives the worker no more work and fails what it was running.
+    ends the controller gives the worker no more work and fails what it was running. It ends
+    also when the worker connects anew; a newer incarnation makes it end with Drain, after
+    which the older one must not connect again.
 
-    Errors: INVALID_ARGUMENT for an incomplete registration, FAILED_PRECONDITION when the
+    Errors: INVALID_ARGUMENT for an incomplete registration or an impossible value, FAILED_PRECONDITION when the
     worker serves another model than the cluster.
     """
 
@@ -67,9 +71,11 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_control_service_pb2.ConnectResponse], _abc.AsyncIterator[_control_service_pb2.ConnectResponse]]:
         """One stream for as long as the worker lives. The worker sends Register first, then
         WorkerLoad reports; the controller answers Registered, then commands. When the stream
-        ends the controller gives the worker no more work and fails what it was running.
+        ends the controller gives the worker no more work and fails what it was running. It ends
+        also when the worker connects anew; a newer incarnation makes it end with Drain, after
+        which the older one must not connect again.
 
-        Errors: INVALID_ARGUMENT for an incomplete registration, FAILED_PRECONDITION when the
+        Errors: INVALID_ARGUMENT for an incomplete registration or an impossible value, FAILED_PRECONDITION when the
         worker serves another model than the cluster.
         """
 

@@ -38,10 +38,11 @@ class InferenceServiceStub:
 
     The stream is: one Admission; any number of Tokens; one Finished, exactly.
     The RPC's status after Finished agrees with Finished.state. Cancelling the call
-    cancels the request and frees what it holds on every worker.
+    cancels the request and frees what it holds on every worker. A client whose connection
+    takes nothing for 10 s is cut off with CANCELLED, without a Finished.
 
     Errors before the Admission: INVALID_ARGUMENT (see BadRequest) for input that can
-    never be served; RESOURCE_EXHAUSTED (see ErrorInfo, RetryInfo) when the bounds cannot
+    never be served, such as one larger than any worker's KV memory; RESOURCE_EXHAUSTED (see ErrorInfo, RetryInfo) when the bounds cannot
     be kept now and the request said REFUSE, or the best-effort queue is full;
     UNAVAILABLE (see RetryInfo) when no worker serves.
     """
@@ -65,10 +66,11 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     The stream is: one Admission; any number of Tokens; one Finished, exactly.
     The RPC's status after Finished agrees with Finished.state. Cancelling the call
-    cancels the request and frees what it holds on every worker.
+    cancels the request and frees what it holds on every worker. A client whose connection
+    takes nothing for 10 s is cut off with CANCELLED, without a Finished.
 
     Errors before the Admission: INVALID_ARGUMENT (see BadRequest) for input that can
-    never be served; RESOURCE_EXHAUSTED (see ErrorInfo, RetryInfo) when the bounds cannot
+    never be served, such as one larger than any worker's KV memory; RESOURCE_EXHAUSTED (see ErrorInfo, RetryInfo) when the bounds cannot
     be kept now and the request said REFUSE, or the best-effort queue is full;
     UNAVAILABLE (see RetryInfo) when no worker serves.
     """
@@ -95,10 +97,11 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The stream is: one Admission; any number of Tokens; one Finished, exactly.
         The RPC's status after Finished agrees with Finished.state. Cancelling the call
-        cancels the request and frees what it holds on every worker.
+        cancels the request and frees what it holds on every worker. A client whose connection
+        takes nothing for 10 s is cut off with CANCELLED, without a Finished.
 
         Errors before the Admission: INVALID_ARGUMENT (see BadRequest) for input that can
-        never be served; RESOURCE_EXHAUSTED (see ErrorInfo, RetryInfo) when the bounds cannot
+        never be served, such as one larger than any worker's KV memory; RESOURCE_EXHAUSTED (see ErrorInfo, RetryInfo) when the bounds cannot
         be kept now and the request said REFUSE, or the best-effort queue is full;
         UNAVAILABLE (see RetryInfo) when no worker serves.
         """

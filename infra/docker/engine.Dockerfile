@@ -12,6 +12,8 @@ WORKDIR /app
 COPY requirements/bootstrap.lock requirements/
 RUN pip install --no-cache-dir --require-hashes -r requirements/bootstrap.lock \
     && uv venv /opt/headway
+# As MALLOC_ENVIRONMENT in headway/adapters/process.py: buffers of pages are kept for the next.
+ENV MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824
 
 FROM base AS cpu
 COPY pyproject.toml README.md LICENSE ./

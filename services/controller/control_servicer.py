@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import math
+import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
 
-from headway.core.cluster import WorkerSpec
+from headway.core.cluster import WorkerLoad, WorkerSpec
 from headway.errors import FieldViolation, InvalidRequest, LayoutMismatch
 from headway.rpc.convert import duration_to_pb, load_from_pb, register_from_pb
 from headway.rpc.errors import domain_errors
 from headway.rpc.server import Server
 from headway.v1 import control_service_pb2 as pb
 from headway.v1 import control_service_pb2_grpc as pb_grpc
+from headway.v1 import generation_pb2
 from services.controller.loop import ControllerLoop
+from services.controller.worker_calls import Connection
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ControlService"].full_name
 
 _Context = grpc.aio.ServicerContext[pb.ConnectRequest, pb.ConnectResponse]
+
+# Far beyond any engine. What is larger would make every prediction worthless, or infinite.
+MAX_COST_S = 10.0
+MAX_STEP_TIME_RATIO = 1000.0
 
 _REQUIRED = (
     "worker_id",
@@ -51,17 +57,39 @@ class ControlServicer(pb_grpc.ControlServiceServicer):
         async with domain_errors(context):
             spec = self._registration(await anext(request_iterator, pb.ConnectRequest()))
             interval = duration_to_pb(self._report_interval_s)
-            self._loop.join(spec)
+            connection = self._loop.join(spec)
             try:
                 await self._server.set_serving(self._loop.serving)
                 registered = pb.Registered(report_interval=interval)
                 await context.write(pb.ConnectResponse(registered=registered))
-                async for message in request_iterator:
-                    if message.HasField("report"):
-                        self._loop.report(spec, load_from_pb(message.report))
+                await self._listen(connection, request_iterator)
+                if _has_new_incarnation(connection):
+                    await context.write(pb.ConnectResponse(drain=pb.Drain()))
             finally:
-                await self._loop.lose(spec)
+                await self._loop.lose(connection)
                 await self._server.set_serving(self._loop.serving)
+
+    async def _listen(
+        self, connection: Connection, request_iterator: AsyncIterator[pb.ConnectRequest]
+    ) -> None:
+        """Take reports until the stream ends, or until the worker has connected anew."""
+        reporting = asyncio.create_task(self._take_reports(connection, request_iterator))
+        try:
+            await asyncio.wait(
+                (reporting, connection.successor), return_when=asyncio.FIRST_COMPLETED
+            )
+            if reporting.done():
+                reporting.result()
+        finally:
+            reporting.cancel()
+            await asyncio.gather(reporting, return_exceptions=True)
+
+    async def _take_reports(
+        self, connection: Connection, request_iterator: AsyncIterator[pb.ConnectRequest]
+    ) -> None:
+        async for message in request_iterator:
+            if message.HasField("report"):
+                self._loop.report(connection, _load(message.report))
 
     def _registration(self, message: pb.ConnectRequest) -> WorkerSpec:
         register = message.register
@@ -73,8 +101,10 @@ class ControlServicer(pb_grpc.ControlServiceServicer):
         if not violations and register.model != self._model:
             raise LayoutMismatch(f"this cluster serves {self._model}, the worker {register.model}")
         values = [value for _, value in register.perf_model.ListFields()]
-        if not values or not all(math.isfinite(value) for value in values):
-            violations.append(FieldViolation("register.perf_model", "must have finite costs"))
+        # Written so that NaN fails it.
+        if not values or not all(value <= MAX_COST_S for value in values):
+            problem = f"must have costs, of at most {MAX_COST_S:g} s each"
+            violations.append(FieldViolation("register.perf_model", problem))
         if violations:
             raise InvalidRequest(violations)
         try:
@@ -84,3 +114,17 @@ class ControlServicer(pb_grpc.ControlServiceServicer):
             raise InvalidRequest([unknown]) from error
         except ValueError as error:
             raise InvalidRequest([FieldViolation("register.perf_model", str(error))]) from error
+
+
+def _load(report: generation_pb2.WorkerLoad) -> WorkerLoad:
+    # Written so that NaN fails it.
+    if not 0 <= report.step_time_ratio <= MAX_STEP_TIME_RATIO:
+        problem = f"must be 0 to {MAX_STEP_TIME_RATIO:g}, got {report.step_time_ratio}"
+        raise InvalidRequest([FieldViolation("report.step_time_ratio", problem)])
+    return load_from_pb(report)
+
+
+def _has_new_incarnation(connection: Connection) -> bool:
+    """Whether another process has taken this worker's place."""
+    successor = connection.successor
+    return successor.done() and successor.result().incarnation != connection.spec.incarnation

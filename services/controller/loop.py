@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import assert_never
 
 from headway.core.cluster import WorkerLoad, WorkerRole, WorkerSnapshot, WorkerSpec
@@ -38,10 +40,7 @@ from services.controller.messages import (
 )
 from services.controller.output import Output
 from services.controller.request_trace import RequestTrace
-from services.controller.worker_calls import WorkerCalls
-
-# A client whose connection takes nothing for so long is cancelled.
-SLOW_READER_S = 10.0
+from services.controller.worker_calls import Connection, WorkerCalls
 
 
 class ControllerLoop:
@@ -72,20 +71,29 @@ class ControllerLoop:
         finally:
             self._handling = False
 
-    def submit(self, request: RequestSpec, trace: RequestTrace) -> Output:
-        """Start a request; the caller takes its messages and calls `leave` in the end."""
+    @contextmanager
+    def submitted(
+        self, request: RequestSpec, trace: RequestTrace, arrived_at_s: float
+    ) -> Iterator[Output]:
+        """Start a request; when the block ends, so does the request if it has not yet."""
+        request_id = request.request_id
         output = Output()
-        self._clients[request.request_id] = (output, trace)
+        self._clients[request_id] = (output, trace)
         self._no_client.clear()
-        self.post(RequestArrived(request))
-        return output
+        try:
+            self.post(RequestArrived(request, arrived_at_s))
+            yield output
+        finally:
+            try:
+                self.post(CancelRequested(request_id, CancelCause.DISCONNECTED))
+            finally:
+                del self._clients[request_id]
+                if not self._clients:
+                    self._no_client.set()
 
-    def leave(self, request_id: str) -> None:
-        """The client's call has ended; so does its request if it has not yet."""
-        self.post(CancelRequested(request_id, CancelCause.DISCONNECTED))
-        del self._clients[request_id]
-        if not self._clients:
-            self._no_client.set()
+    def cut_off(self, request_id: str) -> None:
+        """End a request whose client does not read."""
+        self.post(CancelRequested(request_id, CancelCause.SLOW_READER))
 
     def cancel(self, request_id: str) -> None:
         """End a request early.
@@ -97,12 +105,17 @@ class ControllerLoop:
             raise NotFound("no such request is running")
         self.post(CancelRequested(request_id, CancelCause.ASKED))
 
-    def join(self, spec: WorkerSpec) -> None:
-        """A worker has registered."""
-        self._calls.connect(spec)
+    def join(self, spec: WorkerSpec) -> Connection:
+        """A worker has registered; an earlier connection of it counts no more."""
+        connection = self._calls.connect(spec)
         self.post(WorkerJoined(spec))
+        return connection
 
-    def report(self, spec: WorkerSpec, load: WorkerLoad) -> None:
+    def report(self, connection: Connection, load: WorkerLoad) -> None:
+        """Note how a worker does, unless it has connected anew since."""
+        if not self._calls.is_newest(connection):
+            return
+        spec = connection.spec
         self.post(WorkerReported(spec.worker_id, spec.incarnation, load))
         self._telemetry.worker_load(
             spec.worker_id,
@@ -115,10 +128,14 @@ class ControllerLoop:
             ),
         )
 
-    async def lose(self, spec: WorkerSpec) -> None:
-        """A worker's connection has ended."""
-        self.post(WorkerLost(spec.worker_id, spec.incarnation))
-        await self._calls.disconnect(spec)
+    async def lose(self, connection: Connection) -> None:
+        """A worker's connection has ended: so has the worker, unless it connected anew."""
+        try:
+            if self._calls.is_newest(connection):
+                spec = connection.spec
+                self.post(WorkerLost(spec.worker_id, spec.incarnation))
+        finally:
+            await self._calls.disconnect(connection)
 
     @property
     def workers(self) -> list[WorkerSnapshot]:
@@ -129,6 +146,11 @@ class ControllerLoop:
         return self._controller.num_best_effort_queued
 
     @property
+    def num_requests(self) -> int:
+        """Admitted and not ended."""
+        return self.num_requests_running + self.num_best_effort_queued
+
+    @property
     def num_requests_running(self) -> int:
         return self._controller.num_requests_running
 
@@ -136,20 +158,6 @@ class ControllerLoop:
     def serving(self) -> bool:
         """Whether there is a worker of each role."""
         return {worker.spec.role for worker in self.workers} == set(WorkerRole)
-
-    async def watch_readers(self) -> None:
-        """Look for clients that do not read, again and again, until cancelled."""
-        while True:
-            await asyncio.sleep(SLOW_READER_S / 10)
-            self.cancel_slow_readers()
-
-    def cancel_slow_readers(self) -> None:
-        """End the requests of clients whose connections have taken nothing for too long."""
-        now_s = self._clock.now_s()
-        for request_id, (output, _) in list(self._clients.items()):
-            since_s = output.blocked_since_s
-            if since_s is not None and now_s - since_s > SLOW_READER_S:
-                self.post(CancelRequested(request_id, CancelCause.SLOW_READER))
 
     async def wait_no_client(self, timeout_s: float) -> None:
         """Until no client is connected, or the time is over."""

@@ -8,7 +8,9 @@ from headway.core.request import RequestState
 from headway.errors import (
     DeadlineExceeded,
     EngineFailed,
+    FieldViolation,
     HeadwayError,
+    InvalidRequest,
     KvTransferFailed,
     Refused,
     RequestCancelled,
@@ -101,6 +103,8 @@ def refusal_error(refusal: Refuse) -> HeadwayError:
     """What a refused request's call ends with."""
     if refusal.binding_constraint is Constraint.NO_WORKER:
         return Unavailable(refusal.message, refusal.retry_after_s)
+    if refusal.binding_constraint is Constraint.TOO_LARGE:
+        return InvalidRequest([FieldViolation("sampling.max_tokens", refusal.message)])
     return Refused(
         refusal.binding_constraint.value,
         refusal.message,

@@ -14,14 +14,9 @@ class Output:
 
     Tokens that wait become one message, so what waits is never more than one Admission, the
     request's max_tokens, and one Finished, however slowly the client reads.
-
-    Attributes:
-        blocked_since_s: since when the client's connection has not taken a message; None when
-            none is being written.
     """
 
     def __init__(self) -> None:
-        self.blocked_since_s: float | None = None
         self._admission: pb.Admission | None = None
         self._tokens: generation_pb2.TokenChunk | None = None
         self._finished: pb.Finished | None = None

@@ -81,12 +81,10 @@ class ControllerProcess:
             address = await self._server.listen(self._config.controller.listen)
             _log.info("serving on %s", address)
             listening.set_result(address)
-            watching = asyncio.create_task(self._loop.watch_readers())
             try:
                 await stopped.wait()
                 await self._drain()
             finally:
-                watching.cancel()
                 await self._server.stop(0.0)
         finally:
             await self._loop.close()
@@ -94,7 +92,7 @@ class ControllerProcess:
 
     async def _drain(self) -> None:
         self._inference.stop_admitting()
-        await self._server.set_serving(False)
+        await self._server.stop_serving()
         await self._loop.wait_no_client(DRAIN_S)
         self._loop.cancel_all()
         await self._loop.wait_no_client(FLUSH_S)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 
 from headway.config import Config
+from headway.core.events import CancelCause
+from headway.core.planner.interface import Constraint
 from headway.core.planner.prediction import prefill_outlook
 from headway.core.request import RequestSpec
-from headway.errors import HeadwayError, Unavailable
+from headway.errors import HeadwayError, Refused, RequestCancelled, Unavailable
 from headway.ports import Clock, Span, Telemetry
 from headway.rpc.convert import duration_to_pb, load_to_pb, role_to_pb
 from headway.rpc.errors import abort_with, domain_errors
@@ -19,6 +23,9 @@ from services.controller.slo_validation import slo_to_pb
 from services.controller.validation import RequestReader
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+
+# A client whose connection takes nothing for so long is cut off.
+SLOW_READER_S = 10.0
 
 _GenerateContext = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
 _CancelContext = grpc.aio.ServicerContext[pb.CancelRequest, pb.CancelResponse]
@@ -43,6 +50,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         self._telemetry = telemetry
         self._clock = clock
         self._admitting = True
+        self._num_reading = 0
 
     def stop_admitting(self) -> None:
         """Refuse every new request from now on."""
@@ -51,20 +59,39 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: _GenerateContext) -> None:  # type: ignore[override]
         # Written with context.write, not as a generator: grpc cancels the task, and of a
         # generator that waits in its yield only the garbage collector would run the finally.
+        arrived_at_s = self._clock.now_s()
         span = self._telemetry.start_span(
             f"{SERVICE_NAME}/Generate", parent=_parent_of(context), kind="SERVER"
         )
         outcome = "CANCELLED"
         try:
-            if not self._admitting:
-                raise Unavailable("the controller shuts down")
-            await self._generate(await self._read(request), span, context)
+            spec = await self._read_admitting(request)
+            await self._generate(spec, arrived_at_s, span, context)
             outcome = ""
         except HeadwayError as error:
             outcome = error.reason
-            await abort_with(context, error)
+            await _abort_in_time(context, error)
         finally:
             span.end(outcome)
+
+    async def _read_admitting(self, request: pb.GenerateRequest) -> RequestSpec:
+        """The request, checked; those that are being read count among those that are served."""
+        self._check_admitting()
+        num_requests = self._loop.num_requests + self._num_reading
+        if num_requests >= self._config.controller.max_requests:
+            message = f"{num_requests} requests are served already"
+            raise Refused(Constraint.QUEUE_FULL.value, message, 1.0)
+        self._num_reading += 1
+        try:
+            spec = await self._read(request)
+        finally:
+            self._num_reading -= 1
+        self._check_admitting()
+        return spec
+
+    def _check_admitting(self) -> None:
+        if not self._admitting:
+            raise Unavailable("the controller shuts down")
 
     async def _read(self, request: pb.GenerateRequest) -> RequestSpec:
         max_model_len = min(
@@ -73,16 +100,18 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         )
         return await self._reader.read(request, max_model_len)
 
-    async def _generate(self, request: RequestSpec, span: Span, context: _GenerateContext) -> None:
+    async def _generate(
+        self, request: RequestSpec, arrived_at_s: float, span: Span, context: _GenerateContext
+    ) -> None:
         trace = RequestTrace(self._telemetry, span, request, self._config.model.name)
-        output = self._loop.submit(request, trace)
-        try:
+        with self._loop.submitted(request, trace, arrived_at_s) as output:
             while (message := await output.next()) is not None:
-                output.blocked_since_s = self._clock.now_s()
-                await context.write(message)
-                output.blocked_since_s = None
-        finally:
-            self._loop.leave(request.request_id)
+                try:
+                    async with asyncio.timeout(SLOW_READER_S):
+                        await context.write(message)
+                except TimeoutError:
+                    self._loop.cut_off(request.request_id)
+                    raise RequestCancelled(CancelCause.SLOW_READER.value) from None
 
     async def Cancel(self, request: pb.CancelRequest, context: _CancelContext) -> pb.CancelResponse:
         async with domain_errors(context):
@@ -121,6 +150,15 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             num_best_effort_queued=self._loop.num_best_effort_queued,
             num_requests_running=self._loop.num_requests_running,
         )
+
+
+async def _abort_in_time(context: _GenerateContext, error: HeadwayError) -> None:
+    """End the call; a client that does not read cannot make that last."""
+    try:
+        async with asyncio.timeout(SLOW_READER_S):
+            await abort_with(context, error)
+    except TimeoutError:
+        return  # the status is on its way, behind messages that the client may still read
 
 
 def _parent_of(context: _GenerateContext) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 
 import grpc
 
@@ -42,26 +43,49 @@ _DEADLINE_MARGIN_S = 1.0
 _MIN_KV_TIMEOUT_S = 0.001
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Connection:
+    """One Connect stream of a worker, and the channel for calls to it.
+
+    Attributes:
+        successor: done when the worker has connected anew, with what it said then.
+    """
+
+    spec: WorkerSpec
+    channel: grpc.aio.Channel
+    successor: asyncio.Future[WorkerSpec]
+
+
 class WorkerCalls:
     """Channels to workers and the calls on them. Args: post: takes what workers answer."""
 
     def __init__(self, post: Callable[[Event], None], telemetry: Telemetry) -> None:
         self._post = post
         self._telemetry = telemetry
-        self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
-        self._newest: dict[str, grpc.aio.Channel] = {}
+        self._connections: set[Connection] = set()
+        self._newest: dict[str, Connection] = {}
         self._tasks: dict[str, set[asyncio.Task[None]]] = {}
 
-    def connect(self, spec: WorkerSpec) -> None:
-        channel = open_channel(spec.address)
-        self._channels[spec.worker_id, spec.incarnation] = channel
-        self._newest[spec.worker_id] = channel
+    def connect(self, spec: WorkerSpec) -> Connection:
+        """Open a channel; calls to this worker go there from now on."""
+        if (previous := self._newest.get(spec.worker_id)) is not None:
+            previous.successor.set_result(spec)
+        successor = asyncio.get_running_loop().create_future()
+        connection = Connection(spec, open_channel(spec.address), successor)
+        self._connections.add(connection)
+        self._newest[spec.worker_id] = connection
+        return connection
 
-    async def disconnect(self, spec: WorkerSpec) -> None:
-        channel = self._channels.pop((spec.worker_id, spec.incarnation))
-        if self._newest.get(spec.worker_id) is channel:
-            del self._newest[spec.worker_id]
-        await channel.close()
+    def is_newest(self, connection: Connection) -> bool:
+        """Whether this connection stands for its worker."""
+        return self._newest.get(connection.spec.worker_id) is connection
+
+    async def disconnect(self, connection: Connection) -> None:
+        """Close the connection's channel."""
+        if self.is_newest(connection):
+            del self._newest[connection.spec.worker_id]
+        self._connections.discard(connection)
+        await connection.channel.close()
 
     def start_decode(self, effect: StartDecode, parent: str) -> None:
         self._start(effect.request.request_id, self._decode(effect, parent))
@@ -80,8 +104,8 @@ class WorkerCalls:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for channel in self._channels.values():
-            await channel.close()
+        for connection in self._connections:
+            await connection.channel.close()
 
     def _start(self, request_id: str, call: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(call)
@@ -97,7 +121,7 @@ class WorkerCalls:
     async def _decode(self, effect: StartDecode, parent: str) -> None:
         request = effect.request
         span = self._span("headway.v1.DecodeService/Decode", effect.worker_id, parent)
-        call = decode_grpc.DecodeServiceStub(self._newest[effect.worker_id]).Decode(
+        call = decode_grpc.DecodeServiceStub(self._newest[effect.worker_id].channel).Decode(
             decode_pb.DecodeRequest(
                 request_id=request.request_id,
                 prompt_token_ids=request.prompt_token_ids,
@@ -130,7 +154,7 @@ class WorkerCalls:
     async def _prefill(self, effect: StartPrefill, parent: str) -> None:
         request = effect.request
         span = self._span("headway.v1.PrefillService/Prefill", effect.worker_id, parent)
-        call = prefill_grpc.PrefillServiceStub(self._newest[effect.worker_id]).Prefill(
+        call = prefill_grpc.PrefillServiceStub(self._newest[effect.worker_id].channel).Prefill(
             prefill_pb.PrefillRequest(
                 request_id=request.request_id,
                 prompt_token_ids=request.prompt_token_ids,

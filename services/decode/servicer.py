@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 import grpc
 
+from headway.adapters.kv_grpc.tickets import DEFAULT_TTL_S
 from headway.adapters.worker.calls import worker_call
 from headway.adapters.worker.checks import check_request
 from headway.adapters.worker.slots import Slots
@@ -95,7 +96,8 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
             sampling=sampling_from_pb(request.sampling),
             target=self._engine.mint_target(request.request_id),
             priority=request.priority,
-            kv_timeout_s=duration_from_pb(request.kv_timeout),
+            # A ticket lives no longer, and a transfer that hangs must not hold blocks for hours.
+            kv_timeout_s=min(duration_from_pb(request.kv_timeout), DEFAULT_TTL_S),
             traceparent=traceparent,
         )
 

@@ -33,6 +33,7 @@ from headway.errors import (
 )
 from headway.ports import AttributeValue, SpanKind
 from headway.rpc.convert import duration_from_pb
+from headway.rpc.server import MAX_MESSAGE_BYTES
 from headway.v1 import inference_service_pb2 as pb
 from tests.scripted_controller import (
     ScriptedController,
@@ -146,6 +147,17 @@ async def test_invalid_request_names_every_field_that_is_wrong(kind: str) -> Non
         (error,) = await generate(kind, address, prompt="", tier="gold")
     assert isinstance(error, InvalidRequest)
     assert list(error.violations) == violations
+
+
+async def test_prompt_above_the_message_limit_is_invalid(kind: str) -> None:
+    controller = ScriptedController()
+    async with serving(controller) as address:
+        (error,) = await generate(kind, address, prompt="x" * (MAX_MESSAGE_BYTES + 1))
+    assert isinstance(error, InvalidRequest)
+    (violation,) = error.violations
+    assert violation.field == ""
+    assert "larger than max" in violation.description
+    assert controller.requests == []
 
 
 async def test_nobody_listening_is_unavailable(kind: str) -> None:

@@ -72,6 +72,17 @@ async def test_refusal_says_when_to_come_back_and_what_would_fit() -> None:
     assert "Traceback" not in notes
 
 
+async def test_number_too_large_to_send_is_an_error_in_a_sentence() -> None:
+    async with serving(ScriptedController()) as address:
+        status, out, notes = await headway(
+            *("chat", "Hello?", "--max-tokens", "4294967296", "--address", address)
+        )
+    assert (status, out) == (1, "")
+    assert "INVALID_REQUEST: sampling: " in notes
+    assert "4294967296" in notes
+    assert "Traceback" not in notes
+
+
 async def test_every_command_that_finds_no_controller_says_how_to_start_one() -> None:
     async with serving(ScriptedController()) as address:
         pass

@@ -26,6 +26,10 @@ from tests.controller_stack import (
 )
 from tests.emulated_workers import eventually
 
+ConnectCall = grpc.aio.StreamStreamCall[
+    control_service_pb2.ConnectRequest, control_service_pb2.ConnectResponse
+]
+
 
 def index_after(messages: list[pb.GenerateResponse]) -> int:
     """Checks that these are tokens without a gap; returns the index after the last."""
@@ -218,20 +222,9 @@ async def test_cancelling_what_does_not_run_is_not_found(tmp_path: Path) -> None
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"model": "another"}, LayoutMismatch),
-        ({"address": ""}, InvalidRequest),
-        ({"role": 77}, InvalidRequest),
-        ({"perf_model": control_service_pb2.PerfModel(floor_s=float("nan"))}, InvalidRequest),
-        ({"perf_model": control_service_pb2.PerfModel(floor_s=-1.0)}, InvalidRequest),
-    ],
-)
-async def test_a_worker_that_does_not_fit_is_turned_away(
-    changes: dict[str, object], expected: type[Exception], tmp_path: Path
-) -> None:
-    fields: dict[str, object] = {
+def register(**changes: Any) -> control_service_pb2.Register:
+    """What a prefill worker says that runs nowhere."""
+    fields: dict[str, Any] = {
         "worker_id": "prefill-0",
         "incarnation": "first",
         "role": generation_pb2.WORKER_ROLE_PREFILL,
@@ -244,12 +237,97 @@ async def test_a_worker_that_does_not_fit_is_turned_away(
         "max_num_running": 4,
         "perf_model": control_service_pb2.PerfModel(floor_s=0.1),
     }
-    register = control_service_pb2.Register(**(fields | changes))  # type: ignore[arg-type]
+    return control_service_pb2.Register(**(fields | changes))
+
+
+async def connected(stack: Stack, **changes: Any) -> ConnectCall:
+    """The stream of a worker that has registered."""
+    call = ControlServiceStub(stack.channel).Connect()
+    await call.write(control_service_pb2.ConnectRequest(register=register(**changes)))
+    answer = await call.read()
+    assert isinstance(answer, control_service_pb2.ConnectResponse)
+    assert answer.HasField("registered")
+    return call
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model": "another"}, LayoutMismatch),
+        ({"address": ""}, InvalidRequest),
+        ({"role": 77}, InvalidRequest),
+        ({"perf_model": control_service_pb2.PerfModel(floor_s=float("nan"))}, InvalidRequest),
+        ({"perf_model": control_service_pb2.PerfModel(floor_s=-1.0)}, InvalidRequest),
+        ({"perf_model": control_service_pb2.PerfModel(token_s=10.1)}, InvalidRequest),
+    ],
+)
+async def test_a_worker_that_does_not_fit_is_turned_away(
+    changes: dict[str, object], expected: type[Exception], tmp_path: Path
+) -> None:
     async with running_controller(stack_config(tmp_path)) as stack:
         async with open_channel(stack.address) as channel:
             call = ControlServiceStub(channel).Connect()
-            await call.write(control_service_pb2.ConnectRequest(register=register))
+            await call.write(control_service_pb2.ConnectRequest(register=register(**changes)))
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call.read()
         assert not (await stack.capacity()).workers
     assert isinstance(error_from_rpc(caught.value), expected)
+
+
+@pytest.mark.parametrize("incarnation", ["first", "second"])
+async def test_a_worker_that_connects_anew_ends_its_old_stream_and_stays(
+    incarnation: str, tmp_path: Path
+) -> None:
+    async with running_controller(stack_config(tmp_path)) as stack:
+        old = await connected(stack)
+        await connected(stack, incarnation=incarnation)
+        # Only another process that had this place is told to drain.
+        if incarnation == "second":
+            last = await old.read()
+            assert isinstance(last, control_service_pb2.ConnectResponse)
+            assert last.HasField("drain")
+        assert await old.read() is grpc.aio.EOF
+        assert await old.code() is grpc.StatusCode.OK
+        assert [w.worker_id for w in (await stack.capacity()).workers] == ["prefill-0"]
+
+
+@pytest.mark.parametrize("ratio", [float("nan"), float("inf"), -0.1, 1000.1])
+async def test_a_worker_that_reports_nonsense_is_turned_away(ratio: float, tmp_path: Path) -> None:
+    async with running_controller(stack_config(tmp_path)) as stack:
+        call = await connected(stack)
+        report = generation_pb2.WorkerLoad(step_time_ratio=ratio)
+        await call.write(control_service_pb2.ConnectRequest(report=report))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        await eventually(stack.capacity, lambda capacity: not capacity.workers)
+    assert isinstance(error_from_rpc(caught.value), InvalidRequest)
+
+
+async def test_what_is_larger_than_any_workers_memory_can_never_be_served(tmp_path: Path) -> None:
+    async with running_controller(stack_config(tmp_path)) as stack:
+        await connected(stack)
+        await connected(
+            stack,
+            worker_id="decode-0",
+            role=generation_pb2.WORKER_ROLE_DECODE,
+            num_kv_blocks=1,
+        )
+        error = await error_of(stack.generate(prompt_text="hello", sampling={"max_tokens": 12}))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    domain_error = error_from_rpc(error)
+    assert isinstance(domain_error, InvalidRequest)
+    assert [v.field for v in domain_error.violations] == ["sampling.max_tokens"]
+
+
+async def test_a_worker_that_joins_a_draining_controller_does_not_make_it_serve(
+    tmp_path: Path,
+) -> None:
+    async with running_stack(stack_config(tmp_path, costs={"floor_s": 0.05})) as stack:
+        running = stack.generate(
+            prompt_text="hello", sampling={"max_tokens": 1000, "ignore_eos": True}
+        )
+        await running.read()
+        stack.stopped.set()
+        await eventually(lambda: is_serving(stack), lambda serving: not serving)
+        await connected(stack, worker_id="prefill-1")
+        assert not await is_serving(stack)

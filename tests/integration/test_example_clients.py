@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import shutil
 import sys
@@ -16,23 +15,10 @@ import pytest_asyncio
 
 from headway.cli.stack import running_stack
 from headway.config import load_config
-from tests.traced_request import free_port
+from tests.traced_request import emulated_deployment
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NODE = EXAMPLES / "node"
-
-PROFILE = """
-source = "made up for a test"
-measured_on = "nothing"
-[perf_model]
-floor_s = 0.002
-token_s = 0.00001
-fixed_s = 0.002
-sequence_s = 0.0
-context_token_s = 0.0
-prefill_attention_s = 0.0
-chunk_s = 0.0
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +34,7 @@ class Ended:
 async def address(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """Of a stack with emulated engines; no step of theirs is fast enough for "impossible"."""
     folder = tmp_path_factory.mktemp("stack")
-    (folder / "profile.toml").write_text(PROFILE)
-    config_path = folder / "deployment.toml"
-    config_path.write_text(f"""
-[model]
-name = "emulated"
-tokenizer = "bytes"
-[engine]
-kind = "emulated"
-profile = {json.dumps(str(folder / "profile.toml"))}
-[controller]
-listen = "127.0.0.1:{free_port()}"
-[controller.tiers.chat]
-ttft_s = 30.0
-tpot_s = 5.0
-[controller.tiers.impossible]
-ttft_s = 0.001
-tpot_s = 0.001
-""")
+    config_path = emulated_deployment(folder)
     config = load_config(config_path)
     async with running_stack(config_path, config, folder / "stack.log", lambda _: None):
         yield config.controller.listen

@@ -14,41 +14,15 @@ import psutil
 import pytest
 
 from headway.client import AsyncClient
-from tests.emulated_workers import write_profile
+from tests.deployment import free_port, write_deployment
 
 # Draining and closing take less; it only ends a test that would hang.
 PATIENCE_S = 40.0
 
 
-def free_port() -> int:
-    # A deployment needs a port that its workers know. Nobody else asks for this one so soon.
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def write_config(folder: Path, address: str, more: str = "") -> Path:
-    profile = write_profile(folder / "profile.toml", step_s=0.005)
-    path = folder / "deployment.toml"
-    path.write_text(
-        f"""
-[model]
-name = "emulated"
-tokenizer = "bytes"
-[engine]
-kind = "emulated"
-profile = "{profile}"
-[controller]
-listen = "{address}"
-[controller.tiers.chat]
-ttft_s = 5.0
-tpot_s = 1.0
-{more}
-""",
-        encoding="utf-8",
-    )
-    return path
+    tier = "[controller.tiers.chat]\nttft_s = 5.0\ntpot_s = 1.0\n"
+    return write_deployment(folder, address, tier + more, step_s=0.005)
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from tests.deployment import free_port
 from tests.otlp_receiver import ReceivedSpan, outline, spans_in
-from tests.traced_request import OUTLINE, emulated_deployment, free_port, run_traced_request
+from tests.traced_request import OUTLINE, emulated_deployment, run_traced_request
 
 AGENT = Path(__file__).parents[2] / ".venv-otlp" / "bin" / "ddapm-test-agent"
 

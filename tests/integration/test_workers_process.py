@@ -14,9 +14,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from headway.adapters.control_link import ControlLink
 from headway.adapters.emulated.engine import EmulatedEngine, open_emulated_engine
 from headway.adapters.worker import host
 from headway.config import Config, EmulatedConfig, load_config
+from headway.core.cluster import WorkerLoad as CoreWorkerLoad
 from headway.core.cluster import WorkerRole
 from headway.errors import EngineFailed
 from headway.rpc.convert import duration_to_pb
@@ -28,7 +30,9 @@ from headway.v1.control_service_pb2_grpc import (
 )
 from headway.v1.decode_service_pb2_grpc import DecodeServiceStub
 from headway.v1.generation_pb2 import WORKER_ROLE_DECODE, WorkerLoad
-from tests.emulated_workers import PATIENCE_S, decode_request, reserved, write_profile
+from tests.core_objects import worker_spec
+from tests.deployment import write_deployment
+from tests.emulated_workers import PATIENCE_S, decode_request, reserved
 
 DRAIN = pb.ConnectResponse(drain=pb.Drain())
 
@@ -77,27 +81,9 @@ async def control() -> AsyncIterator[tuple[ScriptedControl, str]]:
 
 
 def write_config(folder: Path, controller_address: str, more: str = "") -> Path:
-    profile = write_profile(folder / "profile.toml", step_s=0.01)
-    path = folder / "deployment.toml"
-    path.write_text(
-        f"""
-[model]
-name = "emulated"
-tokenizer = "bytes"
-[engine]
-kind = "emulated"
-profile = "{profile}"
-[controller]
-listen = "{controller_address}"
-report_interval_s = 0.02
-[controller.tiers.best-effort]
-[decode]
-replicas = 2
-{more}
-""",
-        encoding="utf-8",
-    )
-    return path
+    control = "report_interval_s = 0.02\n[controller.tiers.best-effort]\n"
+    pool = "[decode]\nreplicas = 2\n"
+    return write_deployment(folder, controller_address, control + pool + more, step_s=0.01)
 
 
 @asynccontextmanager
@@ -157,6 +143,23 @@ async def test_a_worker_that_is_told_to_drain_says_so_everywhere(
             after = await health.Check(health_pb2.HealthCheckRequest())
     assert before.status == health_pb2.HealthCheckResponse.SERVING
     assert after.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_a_worker_whose_place_is_taken_does_not_take_it_back(
+    control: tuple[ScriptedControl, str],
+) -> None:
+    scripted, address = control
+    drained = asyncio.Event()
+
+    async def drain() -> None:
+        drained.set()
+
+    link = ControlLink(worker_spec(WorkerRole.DECODE), address, CoreWorkerLoad, drain)
+    scripted.commands.put_nowait(DRAIN)
+    scripted.commands.put_nowait(None)
+    await link.run()
+    assert drained.is_set()
+    assert scripted.registered.qsize() == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 from headway.core.request import RequestState
+from tests.deployment import free_port
 from tests.otlp_receiver import OtlpReceiver, outline
-from tests.traced_request import OUTLINE, free_port, run_traced_request
+from tests.traced_request import OUTLINE, run_traced_request
 
 ROOT = Path(__file__).parents[2]
 VLLM_SPAN = "llm_request"

@@ -89,6 +89,7 @@ class ExpectedTransfers:
 
     def fail(self, transfer_id: str, error: str) -> None:
         """End a transfer badly, unless it has ended."""
+        assert error, "without an error it would pass for committed"
         with self._lock:
             if self._end(transfer_id):
                 # A sender that comes only now must not wait for blocks until its ticket expires.

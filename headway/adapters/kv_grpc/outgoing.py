@@ -41,6 +41,7 @@ class OutgoingTransfer:
     Attributes:
         target: where to.
         num_sequences: frames gathered so far; counted by the engine's thread.
+        accepted: whether the receiver lets pages come; none is sent before.
         first_block_wanted: blocks before it are not sent; 0 until the receiver has said more.
         num_bytes_acked: payload that the receiver has verified.
     """
@@ -58,6 +59,7 @@ class OutgoingTransfer:
         """Args: on_released: is told the number of pages that are not held any more."""
         self.target = target
         self.num_sequences = 0
+        self.accepted = False
         self.first_block_wanted = 0
         self.num_bytes_acked = 0
         self._num_blocks = num_blocks
@@ -149,6 +151,7 @@ class OutgoingTransfer:
         async with asyncio.timeout(DEFAULT_TTL_S):
             response = await self._read(call)
         self.first_block_wanted = response.accepted.first_block
+        self.accepted = True
 
     @staticmethod
     async def _read(call: _Call) -> pb.PushResponse:

@@ -193,6 +193,7 @@ class KvReceiver:
         """Everything after the ticket was accepted; on every way out the transfer has ended."""
         transfer_id = opened.transfer_id
         error = "the stream broke off before the commit"
+        given_up = False
         transfer: IncomingTransfer | None = None
         try:
             async with asyncio.timeout(None) as stream:
@@ -205,14 +206,15 @@ class KvReceiver:
                 await self._receive_pages(transfer, context)
         except TimeoutError:
             # Only _stop_stream gives this timeout a deadline.
-            error = ""
-            raise RequestCancelled("the decode worker has given the transfer up") from None
+            given_up = True
+            error = "the decode worker has given the transfer up"
+            raise RequestCancelled(error) from None
         except HeadwayError as failed:
             error = str(failed)
             raise
         finally:
             del self._streams[transfer_id]
-            if transfer is None and error:
+            if transfer is None and not given_up:
                 self._expected.sender_left(transfer_id, error)
             self._expected.fail(transfer_id, error)
             self._cancel_timer(transfer_id)

@@ -20,6 +20,9 @@ from headway.rpc.server import open_channel
 
 _LOG = logging.getLogger(__name__)
 
+# Pages are pushed in the engine's step, which computes nothing for anybody meanwhile.
+_MAX_ENGINE_WAIT_S = 1.0
+
 
 class KvSender:
     """The sending side; lives in the prefill engine's process.
@@ -44,7 +47,8 @@ class KvSender:
             store: where the pages come from; read in the threads that push.
             max_staged_bytes: copied pages that may wait for the network, over all transfers.
             stall_timeout_s: a transfer fails when its receiver takes nothing for so long, or
-                when so long no memory is free for its pages.
+                when so long, but at most 1 s, no memory is free for its pages. Before that,
+                the transfer that holds most without having been accepted is given up.
         """
         self._layout = layout
         self._store = store
@@ -52,7 +56,8 @@ class KvSender:
         self._stall_timeout_s = stall_timeout_s
         # Guards everything that engine threads see; notified when pages are released and
         # when a transfer ends.
-        self._changed = threading.Condition()
+        # Reentrant: a transfer is given up while it is held.
+        self._changed = threading.Condition(threading.RLock())
         self._transfers: dict[str, OutgoingTransfer] = {}
         self._num_created = 0
         self._num_released = 0
@@ -158,16 +163,34 @@ class KvSender:
             # A single frame always fits: or else a small limit would stop all transfers.
             return num_staged == 0 or num_staged + pages.num_pages <= max_pages
 
+        timeout_s = min(self._stall_timeout_s, _MAX_ENGINE_WAIT_S)
         with self._changed:
-            self._changed.wait_for(lambda: ended() or has_room(), self._stall_timeout_s)
+            self._changed.wait_for(lambda: ended() or has_room(), timeout_s / 2)
+            if not ended() and not has_room():
+                self._drop_largest_idle()
+                self._changed.wait_for(lambda: ended() or has_room(), timeout_s / 2)
             if not ended() and has_room():
                 self._num_created += pages.num_pages
                 return True
             if ended():
                 return False
+        self._give_up(transfer)
+        return False
+
+    def _drop_largest_idle(self) -> None:
+        """Give up the transfer that holds most without its receiver having accepted it.
+
+        Better it than one that a receiver is waiting for, and better than an engine that
+        computes nothing because of it.
+        """
+        idle = [transfer for transfer in self._transfers.values() if not transfer.accepted]
+        if idle:
+            self._give_up(max(idle, key=lambda transfer: transfer.num_sequences))
+
+    def _give_up(self, transfer: OutgoingTransfer) -> None:
+        transfer_id = transfer.target.transfer_id
         _LOG.warning("KV transfer %s failed: no memory for its pages", transfer_id)
         self.abort(transfer_id)
-        return False
 
     def _release(self, num_pages: int) -> None:
         with self._changed:

@@ -52,8 +52,12 @@ class HeadwayKvConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             kv_caches, self._vllm_config, self._kv_cache_config.num_blocks, host
         )
 
+    def bind_connector_metadata(self, connector_metadata: Any) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        self.worker_side.step_begins(connector_metadata)
+
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        self.worker_side.before_step(self._get_connector_metadata())
+        self.worker_side.start_loads(self._get_connector_metadata())
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Nothing: requests whose pages have not all come are not in the step."""

@@ -21,11 +21,15 @@ class SendingSide:
         self.layout = layout
         self._sender = KvSender(layout, store)
 
-    def before_step(self, step: StepTransfers) -> None:
+    def step_begins(self, step: StepTransfers) -> None:
+        """Before the step computes: dialling takes no time of a prompt that has but one."""
         for opening in step.opens:
             self._sender.open(opening.target, opening.num_blocks, opening.traceparent)
         for transfer_id in step.aborted_transfer_ids:
             self._sender.abort(transfer_id)
+
+    def start_loads(self, step: StepTransfers) -> None:
+        """Nothing: a prefill engine receives no pages."""
 
     def after_step(self, step: StepTransfers) -> None:
         for push in step.pushes:
@@ -64,7 +68,11 @@ class ReceivingSide:
         self._failed_block_ids: set[int] = set()
         self._outcomes: dict[str, Outcome] = {}
 
-    def before_step(self, step: StepTransfers) -> None:
+    def step_begins(self, step: StepTransfers) -> None:
+        """Nothing: vLLM says when blocks may be written to."""
+
+    def start_loads(self, step: StepTransfers) -> None:
+        """Let pages come; vLLM 0.32 asks for it when the step is computed."""
         for expect in step.expects:
             self._expected[expect.transfer_id] = expect
             timeout_s = max(0.001, expect.expires_at_s - time.monotonic())
@@ -89,7 +97,7 @@ class ReceivingSide:
                 continue
             self._finished_request_ids.add(expected.request_id)
             self._outcomes[ended.transfer_id] = Outcome(ended.record, ended.error)
-            if ended.error:
+            if ended.record is None:
                 self._failed_block_ids.update(expected.block_ids[expected.first_block :])
 
     def take_finished(self) -> set[str]:

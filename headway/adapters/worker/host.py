@@ -21,14 +21,17 @@ from headway.adapters.telemetry import build_telemetry
 from headway.adapters.worker.slots import Slots
 from headway.config import Config, PoolConfig, load_config
 from headway.core.cluster import WorkerLoad, WorkerRole, WorkerSpec
-from headway.errors import ConfigError, HeadwayError
-from headway.ports import Engine, EngineInfo, Telemetry
+from headway.errors import ConfigError, EngineFailed, HeadwayError
+from headway.ports import Engine, EngineInfo, EngineLoad, Telemetry
 from headway.rpc.server import Server
 
 _log = logging.getLogger(__name__)
 
 # For requests that run when the worker is told to end.
 DRAIN_S = 5.0
+
+# Far above any step: an engine that says nothing for so long will not come back.
+_ENGINE_SILENT_S = 30.0
 
 # Adds the role's servicer to the server.
 AddServicer = Callable[[grpc.aio.Server, Engine, Slots, Telemetry], None]
@@ -82,14 +85,24 @@ class Worker:
                 f" {self._pool.replicas - 1}"
             )
 
+    def _bind_to_cores(self) -> None:
+        if not self._pool.cores:
+            return
+        cores = set(self._pool.cores[self._replica])
+        if missing := cores - os.sched_getaffinity(0):
+            raise ConfigError(
+                f"{self._role.value.lower()}.cores: this process may not use {sorted(missing)},"
+                f" only {sorted(os.sched_getaffinity(0))}"
+            )
+        os.sched_setaffinity(0, cores)
+
     async def run(self, service_name: str, add_servicer: AddServicer) -> None:
         """Serve until SIGTERM or SIGINT, then let what runs end within `DRAIN_S`.
 
         Raises:
             HeadwayError: the engine or the server could not start, or the engine failed.
         """
-        if self._pool.cores:
-            os.sched_setaffinity(0, self._pool.cores[self._replica])
+        self._bind_to_cores()
         telemetry = build_telemetry(self._config, f"headway-{self._role.value.lower()}")
         try:
             engine = await open_engine(self._config, self._role, self._replica, self._pool.host)
@@ -163,7 +176,7 @@ class _Duty:
         stopped = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-        self._load = await self._engine.load()
+        self._load = await self._load_in_time()
         await self._server.set_serving(True)
         linked = asyncio.create_task(self._link.run())
         try:
@@ -185,13 +198,21 @@ class _Duty:
         waiting = asyncio.create_task(condition)
         try:
             while not waiting.done():
-                self._load = await self._engine.load()
+                self._load = await self._load_in_time()
                 self._telemetry.worker_load(self._worker_id, self._load)
                 if linked.done():
                     linked.result()
                 await asyncio.wait((waiting,), timeout=self._interval_s)
         finally:
             waiting.cancel()
+
+    async def _load_in_time(self) -> EngineLoad:
+        """The engine's load; it answers between two steps, or it hangs."""
+        try:
+            async with asyncio.timeout(_ENGINE_SILENT_S):
+                return await self._engine.load()
+        except TimeoutError:
+            raise EngineFailed(f"the engine was silent for {_ENGINE_SILENT_S:g} s") from None
 
     async def _drain(self) -> None:
         self._slots.drain()

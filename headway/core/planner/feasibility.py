@@ -72,11 +72,11 @@ class _Pair:
         decode_worker_id = self.place.worker.spec.worker_id
         return self.prefilled_in_s, self.place.step_s, self.prefill_worker_id, decode_worker_id
 
-    def placement(self) -> Placement:
+    def placement(self, elapsed_s: float) -> Placement:
         return Placement(
             prefill_worker_id=self.prefill_worker_id,
             decode_worker_id=self.place.worker.spec.worker_id,
-            predicted_ttft_s=self.ttft_s,
+            predicted_ttft_s=elapsed_s + self.ttft_s,
             predicted_tpot_s=self.place.step_s,
             predicted_handover_s=self.place.handover_s,
         )
@@ -93,25 +93,27 @@ class FeasibilityPolicy:
 
     params: PlannerParams
 
-    def decide(self, request: RequestSpec, cluster: ClusterSnapshot) -> Decision:
+    def decide(
+        self, request: RequestSpec, cluster: ClusterSnapshot, elapsed_s: float = 0.0
+    ) -> Decision:
         """See `AdmissionPolicy.decide`."""
         if not (cluster.prefill_workers and cluster.decode_workers):
             missing = "decode" if cluster.prefill_workers else "prefill"
             return Refuse(Constraint.NO_WORKER, f"no {missing} worker serves", 1.0)
-        if not _fits_some_memory(request, cluster):
+        if self.is_too_large(request, cluster):
             return Refuse(
-                Constraint.KV_BLOCKS,
+                Constraint.TOO_LARGE,
                 "prompt and max_tokens need more KV memory than any worker has",
                 MAX_RETRY_AFTER_S,
             )
         misfit = _Misfit(Constraint.NOT_ASKED, MIN_RETRY_AFTER_S)
         if request.slo is not None:
-            match self._fit(request, request.slo, cluster):
+            match self._fit(request, request.slo, cluster, elapsed_s):
                 case Guarantee() as guarantee:
                     return guarantee
                 case _Misfit() as misfit:
                     if request.refuse_if_not_promised:
-                        return self._refusal(request, cluster, misfit)
+                        return self._refusal(request, cluster, elapsed_s, misfit)
         if cluster.num_best_effort_queued >= self.params.max_best_effort_queued:
             return Refuse(
                 Constraint.QUEUE_FULL,
@@ -120,7 +122,14 @@ class FeasibilityPolicy:
             )
         return ServeBestEffort(misfit.constraint)
 
-    def place_best_effort(self, request: RequestSpec, cluster: ClusterSnapshot) -> Placement | None:
+    def is_too_large(self, request: RequestSpec, cluster: ClusterSnapshot) -> bool:
+        """See `AdmissionPolicy.is_too_large`."""
+        has_both_roles = bool(cluster.prefill_workers and cluster.decode_workers)
+        return has_both_roles and not _fits_some_memory(request, cluster)
+
+    def place_best_effort(
+        self, request: RequestSpec, cluster: ClusterSnapshot, elapsed_s: float = 0.0
+    ) -> Placement | None:
         """See `AdmissionPolicy.place_best_effort`.
 
         A prefill worker holds at most one waiting best-effort prompt, or what fits in one
@@ -145,9 +154,11 @@ class FeasibilityPolicy:
         ]
         if not pairs:
             return None
-        return min(pairs, key=lambda pair: pair.preference).placement()
+        return min(pairs, key=lambda pair: pair.preference).placement(elapsed_s)
 
-    def _fit(self, request: RequestSpec, slo: Slo, cluster: ClusterSnapshot) -> Guarantee | _Misfit:
+    def _fit(
+        self, request: RequestSpec, slo: Slo, cluster: ClusterSnapshot, elapsed_s: float
+    ) -> Guarantee | _Misfit:
         prefill_workers = [w for w in cluster.prefill_workers if _has_prefill_room(w, request)]
         decode_workers = [w for w in cluster.decode_workers if _has_decode_room(w, request)]
         if not prefill_workers or not decode_workers:
@@ -166,12 +177,14 @@ class FeasibilityPolicy:
         ]
         if not pairs:
             return _Misfit(Constraint.PREFILL_TIME, MIN_RETRY_AFTER_S)
-        bound_s = promise.ttft_s / self.params.guard_ratio
+        # What has passed since the arrival is certain: the guard is for what is predicted.
+        bound_s = (promise.ttft_s - elapsed_s) / self.params.guard_ratio
         on_time = [pair for pair in pairs if pair.ttft_s <= bound_s]
         if not on_time:
             excess_s = min(pair.ttft_s for pair in pairs) - bound_s
             return _Misfit(Constraint.PREFILL_TIME, _clamped(excess_s))
-        return Guarantee(min(on_time, key=lambda pair: pair.preference).placement(), promise)
+        best = min(on_time, key=lambda pair: pair.preference)
+        return Guarantee(best.placement(elapsed_s), promise)
 
     def _sustained(self, worker: WorkerSnapshot, task: DecodeTask) -> _DecodePlace | None:
         """The worker's steps with `task` added, if they stay within everybody's pace."""
@@ -196,11 +209,14 @@ class FeasibilityPolicy:
         outlook = prefill_outlook(worker, now_s, self.params.guard_ratio, (prompt,))
         return None if outlook.late else outlook
 
-    def _refusal(self, request: RequestSpec, cluster: ClusterSnapshot, misfit: _Misfit) -> Refuse:
+    def _refusal(
+        self, request: RequestSpec, cluster: ClusterSnapshot, elapsed_s: float, misfit: _Misfit
+    ) -> Refuse:
         fitting = (
             name
             for name, slo in sorted(self.params.tiers.items())
-            if name != request.tier and isinstance(self._fit(request, slo, cluster), Guarantee)
+            if name != request.tier
+            and isinstance(self._fit(request, slo, cluster, elapsed_s), Guarantee)
         )
         return Refuse(
             misfit.constraint,

@@ -21,6 +21,7 @@ class Constraint(StrEnum):
     NOT_ASKED = "NOT_ASKED"
     QUEUE_FULL = "QUEUE_FULL"
     NO_WORKER = "NO_WORKER"
+    TOO_LARGE = "TOO_LARGE"  # for every worker, however long it waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Placement:
     """Where a request runs, and what is expected of it there.
 
     Attributes:
-        predicted_ttft_s: from now to the first token.
+        predicted_ttft_s: from arrival to the first token.
         predicted_tpot_s: time of a decode step at the lengths all requests may reach.
         predicted_handover_s: the part of `predicted_ttft_s` after the prompt is computed.
     """
@@ -91,10 +92,24 @@ Decision = Guarantee | ServeBestEffort | Refuse
 class AdmissionPolicy(Protocol):
     """Decides what is promised, and what best-effort work may run beside the promises."""
 
-    def decide(self, request: RequestSpec, cluster: ClusterSnapshot) -> Decision:
-        """What to answer to a request that arrives at `cluster.now_s`."""
+    def decide(
+        self, request: RequestSpec, cluster: ClusterSnapshot, elapsed_s: float = 0.0
+    ) -> Decision:
+        """What to answer to a request that arrived `elapsed_s` before `cluster.now_s`."""
         ...
 
-    def place_best_effort(self, request: RequestSpec, cluster: ClusterSnapshot) -> Placement | None:
-        """Where the first request of the best-effort queue may run now; None if it must wait."""
+    def place_best_effort(
+        self, request: RequestSpec, cluster: ClusterSnapshot, elapsed_s: float = 0.0
+    ) -> Placement | None:
+        """Where the first request of the best-effort queue may run now; None if it must wait.
+
+        Args:
+            request: the first of the queue.
+            cluster: as it is now.
+            elapsed_s: since the request arrived.
+        """
+        ...
+
+    def is_too_large(self, request: RequestSpec, cluster: ClusterSnapshot) -> bool:
+        """Whether there are workers of each role, but none that could hold it, even when idle."""
         ...

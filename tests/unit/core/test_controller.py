@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -58,6 +59,10 @@ def tokens(first_index: int, num_tokens: int = 1, request_id: str = "r") -> Toke
     return TokensProduced(request_id, first_index, (7,) * num_tokens, "x" * num_tokens)
 
 
+def arrived(spec: RequestSpec, at_s: float = 0.0) -> RequestArrived:
+    return RequestArrived(spec, at_s)
+
+
 def controller(*, max_requests: int = 100, max_queued: int = 100, join: bool = True) -> Controller:
     policy = build_policies(PlannerParams(1.0, max_queued, {})).admission
     made = Controller(policy, guard_ratio=1.0, max_requests=max_requests)
@@ -92,9 +97,7 @@ def assert_empty(made: Controller) -> None:
 
 def test_a_request_is_reserved_then_prefilled_then_relayed_then_finished() -> None:
     made = controller()
-    effects = run(
-        made, [RequestArrived(SPEC), RESERVED, COMPUTED, tokens(0), tokens(1, 3), COMPLETED]
-    )
+    effects = run(made, [arrived(SPEC), RESERVED, COMPUTED, tokens(0), tokens(1, 3), COMPLETED])
     admission, wake, decode, prefill, first, others, end = effects
     assert isinstance(admission, SendAdmission)
     assert admission.promise is not None
@@ -112,7 +115,7 @@ def test_a_request_is_reserved_then_prefilled_then_relayed_then_finished() -> No
 def test_timings_are_those_of_the_stages() -> None:
     effects = run(
         controller(),
-        [RequestArrived(SPEC), RESERVED, COMPUTED, tokens(0), tokens(1, 3), COMPLETED],
+        [arrived(SPEC), RESERVED, COMPUTED, tokens(0), tokens(1, 3), COMPLETED],
         step_s=0.25,
     )
     timings = finished(effects)[0].timings
@@ -129,14 +132,38 @@ def test_timings_are_those_of_the_stages() -> None:
 
 def test_a_late_first_token_is_a_missed_promise() -> None:
     effects = run(
-        controller(), [RequestArrived(SPEC), RESERVED, COMPUTED, tokens(0), COMPLETED], step_s=0.4
+        controller(), [arrived(SPEC), RESERVED, COMPUTED, tokens(0), COMPLETED], step_s=0.4
     )
+    assert finished(effects)[0].timings.slo_attained is False
+
+
+def test_only_what_succeeds_attains_its_promise() -> None:
+    made = controller()
+    run(made, [arrived(SPEC), RESERVED, COMPUTED, tokens(0)])
+    assert finished(made.handle(CANCEL, 0.5))[0].timings.slo_attained is False
+
+
+def test_time_spent_before_admission_counts_from_the_arrival() -> None:
+    made = controller()
+    late = made.handle(arrived(request("late", slo=slo(1.0))), 0.95)[0]
+    assert isinstance(late, SendAdmission)
+    assert late.binding_constraint is Constraint.PREFILL_TIME
+    made = controller()
+    effects = made.handle(arrived(replace(SPEC, deadline_s=5.0)), 0.5)
+    admission = effects[0]
+    assert isinstance(admission, SendAdmission)
+    assert admission.placement is not None
+    # 100 prompt tokens at 1 ms, two steps of 11 ms, and what has passed.
+    assert admission.placement.predicted_ttft_s == pytest.approx(0.5 + 0.1 + 0.022)
+    assert WakeAt(5.0) in effects
+    effects = run(made, [RESERVED, COMPUTED, tokens(0), COMPLETED], start_s=0.5, step_s=0.3)
+    assert finished(effects)[0].timings.ttft_s == pytest.approx(1.1)
     assert finished(effects)[0].timings.slo_attained is False
 
 
 def test_tokens_may_overtake_the_prefill_workers_answer() -> None:
     made = controller()
-    effects = run(made, [RequestArrived(SPEC), RESERVED, tokens(0), COMPUTED, tokens(1), COMPLETED])
+    effects = run(made, [arrived(SPEC), RESERVED, tokens(0), COMPUTED, tokens(1), COMPLETED])
     assert finished(effects)[0].state is RequestState.SUCCEEDED
     assert finished(effects)[0].usage.num_cached_tokens == 3
     assert_empty(made)
@@ -177,7 +204,7 @@ def test_whatever_ends_a_request_first_ends_it_on_both_workers(
     before: list[Event], last: Event, state: RequestState, reason: FailureReason | None
 ) -> None:
     made = controller()
-    run(made, [RequestArrived(SPEC), *before])
+    run(made, [arrived(SPEC), *before])
     effects = made.handle(last, 0.9)
     assert AbortOnWorkers("r") in effects
     assert [(end.state, end.failure_reason) for end in finished(effects)] == [(state, reason)]
@@ -198,7 +225,7 @@ def test_whatever_ends_a_request_first_ends_it_on_both_workers(
 @pytest.mark.parametrize("before", [[], [RESERVED], [RESERVED, COMPUTED], [RESERVED, tokens(0)]])
 def test_the_deadline_ends_a_request_wherever_it_is(before: list[Event]) -> None:
     made = controller()
-    effects = run(made, [RequestArrived(request("r", deadline_s=5.0)), *before])
+    effects = run(made, [arrived(request("r", deadline_s=5.0)), *before])
     assert WakeAt(5.0) in effects
     assert finished(made.handle(TimePassed(), 4.9)) == []
     effects = made.handle(TimePassed(), 5.0)
@@ -212,9 +239,9 @@ def test_wakes_follow_the_soonest_deadline() -> None:
     effects = run(
         made,
         [
-            RequestArrived(request("a", deadline_s=50.0)),
-            RequestArrived(request("b", deadline_s=10.0)),
-            RequestArrived(request("c", deadline_s=20.0)),
+            arrived(request("a", deadline_s=50.0)),
+            arrived(request("b", deadline_s=10.0)),
+            arrived(request("c", deadline_s=20.0)),
         ],
         step_s=0.0,
     )
@@ -224,7 +251,7 @@ def test_wakes_follow_the_soonest_deadline() -> None:
 
 def test_a_failed_prefill_call_does_not_matter_once_tokens_flow_from_its_pages() -> None:
     made = controller()
-    run(made, [RequestArrived(SPEC), RESERVED, COMPUTED, tokens(0)])
+    run(made, [arrived(SPEC), RESERVED, COMPUTED, tokens(0)])
     assert made.handle(PREFILL_FAILED, 1.0) == []
     assert made.handle(PREFILL_LOST, 1.0) == []
     assert finished(made.handle(COMPLETED, 1.1))[0].state is RequestState.SUCCEEDED
@@ -232,7 +259,7 @@ def test_a_failed_prefill_call_does_not_matter_once_tokens_flow_from_its_pages()
 
 def test_duplicate_tokens_are_dropped() -> None:
     made = controller()
-    run(made, [RequestArrived(SPEC), RESERVED, COMPUTED, tokens(0, 2)])
+    run(made, [arrived(SPEC), RESERVED, COMPUTED, tokens(0, 2)])
     assert made.handle(tokens(0, 2), 1.0) == []
     assert made.handle(tokens(1), 1.0) == []
     assert made.handle(tokens(2), 1.0) == [RelayTokens("r", 2, (7,), "x")]
@@ -244,7 +271,7 @@ def best_effort(request_id: str, num_prompt_tokens: int = 100) -> RequestSpec:
 
 def test_best_effort_waits_its_turn_and_starts_when_there_is_room() -> None:
     made = controller()
-    effects = run(made, [RequestArrived(best_effort(name)) for name in "abcd"], step_s=0.0)
+    effects = run(made, [arrived(best_effort(name)) for name in "abcd"], step_s=0.0)
     started = [e.request.request_id for e in effects if isinstance(e, StartDecode)]
     assert started == ["a", "b"]
     assert made.num_best_effort_queued == 2
@@ -260,27 +287,54 @@ def test_best_effort_waits_its_turn_and_starts_when_there_is_room() -> None:
 
 def test_a_short_request_does_not_overtake_those_that_wait() -> None:
     made = controller()
-    run(made, [RequestArrived(best_effort(name)) for name in "abc"], step_s=0.0)
-    effects = made.handle(RequestArrived(best_effort("d", num_prompt_tokens=1)), 0.0)
+    run(made, [arrived(best_effort(name)) for name in "abc"], step_s=0.0)
+    effects = made.handle(arrived(best_effort("d", num_prompt_tokens=1)), 0.0)
     assert not any(isinstance(effect, StartDecode) for effect in effects)
 
 
 def test_a_queued_request_starts_when_a_worker_joins() -> None:
     made = controller()
     made.handle(WorkerReported("decode-0", "first", WorkerLoad(draining=True)), 0.0)
-    refusal = made.handle(RequestArrived(best_effort("a")), 0.0)[0]
+    refusal = made.handle(arrived(best_effort("a")), 0.0)[0]
     assert isinstance(refusal, SendRefusal)
     assert refusal.refusal.binding_constraint is Constraint.NO_WORKER
     made.handle(WorkerReported("decode-0", "first", WorkerLoad()), 0.0)
-    run(made, [RequestArrived(best_effort(name)) for name in "abc"], step_s=0.0)
+    run(made, [arrived(best_effort(name)) for name in "abc"], step_s=0.0)
     effects = made.handle(WorkerJoined(worker_spec(WorkerRole.PREFILL, 1)), 0.0)
+    assert [e.request.request_id for e in effects if isinstance(e, StartDecode)] == ["c"]
+
+
+def test_what_fits_no_worker_that_is_left_does_not_block_the_queue() -> None:
+    made = controller(join=False)
+    made.handle(WorkerJoined(PREFILL), 0.0)
+    small = worker_spec(WorkerRole.DECODE, num_kv_blocks=50, max_num_running=1)
+    big = worker_spec(WorkerRole.DECODE, 1, num_kv_blocks=1000, max_num_running=1)
+    made.handle(WorkerJoined(small), 0.0)
+    made.handle(WorkerJoined(big), 0.0)
+    large = request("large", max_tokens=1000)
+    run(made, [arrived(best_effort("a")), arrived(best_effort("b")), arrived(large)], step_s=0.0)
+    made.handle(arrived(best_effort("c")), 0.0)
+    assert made.num_best_effort_queued == 2
+    effects = made.handle(WorkerLost("decode-1", "first"), 1.0)
+    ends = {end.request_id: end.failure_reason for end in finished(effects)}
+    assert ends["large"] is FailureReason.WORKER_LOST
+    assert "c" not in ends
+    effects += [e for n in "ab" for e in made.handle(CancelRequested(n, CancelCause.ASKED), 2.0)]
+    assert "c" in [e.request.request_id for e in effects if isinstance(e, StartDecode)]
+
+
+def test_the_queue_waits_for_a_role_that_is_gone() -> None:
+    made = controller()
+    run(made, [arrived(best_effort(name)) for name in "abc"], step_s=0.0)
+    assert "c" not in [end.request_id for end in finished(made.handle(DECODE_LOST, 1.0))]
+    effects = made.handle(WorkerJoined(NEW_DECODE), 2.0)
     assert [e.request.request_id for e in effects if isinstance(e, StartDecode)] == ["c"]
 
 
 def test_too_many_requests_are_refused() -> None:
     made = controller(max_requests=1)
-    made.handle(RequestArrived(best_effort("a")), 0.0)
-    effects = made.handle(RequestArrived(best_effort("b")), 0.0)
+    made.handle(arrived(best_effort("a")), 0.0)
+    effects = made.handle(arrived(best_effort("b")), 0.0)
     assert len(effects) == 1
     assert isinstance(effects[0], SendRefusal)
     assert effects[0].refusal.binding_constraint is Constraint.QUEUE_FULL
@@ -299,7 +353,7 @@ def test_measured_overhead_becomes_part_of_the_prediction() -> None:
     made = controller()
     predictions = []
     for name in ("a", "b"):
-        effects = made.handle(RequestArrived(request(name, max_tokens=4, slo=slo(10.0))), 0.0)
+        effects = made.handle(arrived(request(name, max_tokens=4, slo=slo(10.0))), 0.0)
         assert isinstance(effects[0], SendAdmission)
         assert effects[0].placement is not None
         predictions.append(effects[0].placement.predicted_ttft_s)
@@ -315,7 +369,7 @@ def test_deadlines_of_ended_requests_do_not_pile_up() -> None:
     made = controller()
     for index in range(1000):
         name = f"r{index}"
-        made.handle(RequestArrived(best_effort(name)), 0.0)
+        made.handle(arrived(best_effort(name)), 0.0)
         made.handle(CancelRequested(name, CancelCause.ASKED), 0.0)
     assert len(made._deadlines._heap) < 100
 
@@ -339,8 +393,8 @@ def any_event() -> st.SearchStrategy[Event]:
         st.sampled_from([WorkerJoined(PREFILL), WorkerJoined(DECODE)]),
         st.just(WorkerReported("prefill-0", "first", WorkerLoad())),
         st.sampled_from(
-            [RequestArrived(request(n, max_tokens=4, slo=slo(), deadline_s=2.0)) for n in "ab"]
-            + [RequestArrived(request("c", max_tokens=4, deadline_s=2.0))]
+            [arrived(request(n, max_tokens=4, slo=slo(), deadline_s=2.0)) for n in "ab"]
+            + [arrived(request("c", max_tokens=4, deadline_s=2.0))]
         ),
     )
 
@@ -358,6 +412,7 @@ def test_any_interleaving_gives_each_request_one_end_and_leaves_nothing(
             if event.request.request_id in seen:
                 continue  # ids are minted, so none comes twice
             seen.add(event.request.request_id)
+            event = arrived(event.request, now_s)  # noqa: PLW2901 - it arrives now
         log += made.handle(event, now_s)
     log += made.handle(TimePassed(), now_s + 100.0)
     for request_id in seen:

@@ -215,6 +215,20 @@ def test_a_push_that_gets_no_memory_gives_its_transfer_up(make_pair: Callable[..
     assert target.transfer_id not in pair.sender._transfers
 
 
+def test_what_nobody_accepts_makes_room_for_what_is_awaited(make_pair: Callable[..., Any]) -> None:
+    pair = make_pair(
+        layout=PageLayout(1, 1 << 20, b"one"), max_staged_bytes=2 << 20, stall_timeout_s=2.0
+    )
+    ignored, awaited = pair.target("ignored"), pair.target("awaited")
+    pair.send(ignored, [0, 1])
+    pair.receiver.expect(awaited.transfer_id, [5, 6], 0, 30.0)
+    pair.send(awaited, [2, 3])
+    (outcome,) = pair.outcomes()
+    assert (outcome.transfer_id, outcome.error) == (awaited.transfer_id, "")
+    assert ignored.transfer_id not in pair.sender._transfers
+    pair.until_at_rest()
+
+
 def test_a_target_where_nobody_listens_costs_nothing(pair: Any) -> None:
     with NobodyListens() as address:
         pair.send(KvTarget(address, "lost", b""), [0, 1])

@@ -123,6 +123,13 @@ def test_the_guard_is_part_of_what_is_tested() -> None:
     assert policy(1.15).decide(asked, IDLE) == ServeBestEffort(Constraint.PREFILL_TIME)
 
 
+def test_what_has_passed_since_the_arrival_is_not_there_to_spend() -> None:
+    # 122 ms are needed, by the test of the idle cluster.
+    asked = request(slo=slo(ttft_s=1.0))
+    assert isinstance(policy().decide(asked, IDLE, 0.87), Guarantee)
+    assert policy().decide(asked, IDLE, 0.89) == ServeBestEffort(Constraint.PREFILL_TIME)
+
+
 def test_a_fast_moment_promises_nothing_more() -> None:
     fast = WorkerLoad(step_time_ratio=0.1)
     quick = cluster(prefill_worker(load=fast), decode_worker(load=fast))
@@ -202,10 +209,10 @@ def test_without_one_role_nothing_is_served(missing: ClusterSnapshot) -> None:
     assert refusal.binding_constraint is Constraint.NO_WORKER
 
 
-def test_what_fits_no_memory_is_not_queued_for_ever() -> None:
+def test_what_fits_no_memory_is_never_served() -> None:
     refusal = policy().decide(request(max_tokens=20_000), IDLE)
     assert isinstance(refusal, Refuse)
-    assert refusal.binding_constraint is Constraint.KV_BLOCKS
+    assert refusal.binding_constraint is Constraint.TOO_LARGE
 
 
 def test_best_effort_is_queued_up_to_its_bound() -> None:

@@ -1,91 +1,109 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 
 import pytest
 
 from headway.adapters.null_telemetry import NullSpan, NullTelemetry
-from headway.core.cluster import WorkerRole
+from headway.adapters.system_clock import SystemClock
+from headway.core.cluster import ClusterSnapshot, WorkerLoad, WorkerRole
 from headway.core.controller import Controller
-from headway.core.planner import build_policies
-from headway.core.planner.interface import PlannerParams
+from headway.core.planner.feasibility import FeasibilityPolicy
+from headway.core.planner.interface import Decision, PlannerParams
+from headway.core.request import RequestSpec
 from headway.errors import NotFound, RequestCancelled
 from headway.v1 import inference_service_pb2 as pb
-from services.controller.loop import SLOW_READER_S, ControllerLoop
+from services.controller.loop import ControllerLoop
 from services.controller.output import Output
 from services.controller.request_trace import RequestTrace
+from services.controller.worker_calls import Connection
 from tests.core_objects import request, worker_spec
 
-
-@dataclass
-class HandClock:
-    """Implements `ports.Clock`: shows what the test sets."""
-
-    at_s: float = 0.0
-
-    def now_s(self) -> float:
-        return self.at_s
+PARAMS = PlannerParams(1.0, 10, {})
+PREFILL = worker_spec(WorkerRole.PREFILL)
+DECODE = worker_spec(WorkerRole.DECODE)
 
 
-@pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
-
-
-@pytest.fixture
-async def loop(clock: HandClock) -> AsyncIterator[ControllerLoop]:
-    policy = build_policies(PlannerParams(1.0, 10, {})).admission
+def loop_with(policy: FeasibilityPolicy) -> ControllerLoop:
     controller = Controller(policy, guard_ratio=1.0, max_requests=10)
-    made = ControllerLoop(controller, clock, NullTelemetry())
-    made.join(worker_spec(WorkerRole.PREFILL))
-    made.join(worker_spec(WorkerRole.DECODE))
+    return ControllerLoop(controller, SystemClock(), NullTelemetry())
+
+
+@pytest.fixture
+async def loop() -> AsyncIterator[ControllerLoop]:
+    made = loop_with(FeasibilityPolicy(PARAMS))
     yield made
     await made.close()
 
 
-def submit(loop: ControllerLoop) -> Output:
+@pytest.fixture
+async def connections(loop: ControllerLoop) -> list[Connection]:
+    return [loop.join(PREFILL), loop.join(DECODE)]
+
+
+def submitted(loop: ControllerLoop) -> AbstractContextManager[Output]:
     spec = request("r")
-    return loop.submit(spec, RequestTrace(NullTelemetry(), NullSpan(""), spec, "emulated"))
+    trace = RequestTrace(NullTelemetry(), NullSpan(""), spec, "emulated")
+    return loop.submitted(spec, trace, SystemClock().now_s())
 
 
-async def test_a_client_that_does_not_read_is_cancelled(
-    loop: ControllerLoop, clock: HandClock
-) -> None:
-    output = submit(loop)
-    output.blocked_since_s = clock.now_s()
-    clock.at_s = SLOW_READER_S
-    loop.cancel_slow_readers()
-    assert loop.num_requests_running == 1
-    clock.at_s = SLOW_READER_S + 0.1
-    loop.cancel_slow_readers()
-    assert loop.num_requests_running == 0
-    await output.next()
-    finished = await output.next()
-    assert finished is not None
-    assert finished.finished.state == pb.FINAL_STATE_CANCELLED
-    with pytest.raises(RequestCancelled, match="did not read"):
+@pytest.mark.usefixtures("connections")
+async def test_a_client_that_is_cut_off_frees_its_request(loop: ControllerLoop) -> None:
+    with submitted(loop) as output:
+        assert loop.num_requests_running == 1
+        loop.cut_off("r")
+        assert loop.num_requests_running == 0
         await output.next()
+        finished = await output.next()
+        assert finished is not None
+        assert finished.finished.state == pb.FINAL_STATE_CANCELLED
+        with pytest.raises(RequestCancelled, match="did not read"):
+            await output.next()
 
 
-async def test_a_client_that_has_nothing_to_read_is_not_slow(
-    loop: ControllerLoop, clock: HandClock
-) -> None:
-    submit(loop)
-    clock.at_s = 10 * SLOW_READER_S
-    loop.cancel_slow_readers()
-    assert loop.num_requests_running == 1
-
-
+@pytest.mark.usefixtures("connections")
 async def test_a_request_ends_when_its_client_leaves(loop: ControllerLoop) -> None:
-    submit(loop)
-    loop.leave("r")
+    with submitted(loop):
+        pass
     assert loop.num_requests_running == 0
     with pytest.raises(NotFound):
         loop.cancel("r")
 
 
-async def test_it_serves_while_there_is_a_worker_of_each_role(loop: ControllerLoop) -> None:
+class BrokenPolicy(FeasibilityPolicy):
+    def decide(
+        self, request: RequestSpec, cluster: ClusterSnapshot, elapsed_s: float = 0.0
+    ) -> Decision:
+        raise ZeroDivisionError
+
+
+async def test_nothing_is_kept_of_a_client_whose_request_broke_the_controller() -> None:
+    loop = loop_with(BrokenPolicy(PARAMS))
+    with pytest.raises(ZeroDivisionError), submitted(loop):
+        pass
+    await loop.wait_no_client(0.0)
+    assert loop._clients == {}
+
+
+async def test_it_serves_while_there_is_a_worker_of_each_role(
+    loop: ControllerLoop, connections: list[Connection]
+) -> None:
     assert loop.serving
-    await loop.lose(worker_spec(WorkerRole.PREFILL))
+    await loop.lose(connections[0])
     assert not loop.serving
+
+
+async def test_the_late_end_of_an_old_connection_does_not_lose_the_worker(
+    loop: ControllerLoop, connections: list[Connection]
+) -> None:
+    newer = loop.join(PREFILL)
+    assert connections[0].successor.done()
+    loop.report(connections[0], WorkerLoad(draining=True))
+    await loop.lose(connections[0])
+    assert loop.serving
+    assert not any(worker.load.draining for worker in loop.workers)
+    await loop.lose(newer)
+    assert [worker.spec for worker in loop.workers] == [DECODE]
+    await loop.lose(connections[1])
+    assert loop._calls._connections == set()
