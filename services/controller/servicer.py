@@ -13,13 +13,12 @@ from headway.core.planner.prediction import prefill_outlook
 from headway.core.request import RequestSpec
 from headway.errors import HeadwayError, Refused, RequestCancelled, Unavailable
 from headway.ports import Clock, Span, Telemetry
-from headway.rpc.convert import duration_to_pb, load_to_pb, role_to_pb
+from headway.rpc.convert import duration_to_pb, load_to_pb, role_to_pb, slo_to_pb
 from headway.rpc.errors import abort_with, domain_errors
 from headway.v1 import inference_service_pb2 as pb
 from headway.v1 import inference_service_pb2_grpc as pb_grpc
 from services.controller.loop import ControllerLoop
 from services.controller.request_trace import RequestTrace
-from services.controller.slo_validation import slo_to_pb
 from services.controller.validation import RequestReader
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name

@@ -1,4 +1,4 @@
-"""Checks and reads the bounds that a request carries itself."""
+"""Checks the bounds that a request carries itself."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from google.protobuf.duration_pb2 import Duration
 
-from headway.core.slo import Slo, StageSlo
 from headway.errors import FieldViolation
-from headway.rpc.convert import duration_from_pb, duration_to_pb
+from headway.rpc.convert import duration_from_pb
 from headway.v1 import inference_service_pb2 as pb
 
 MAX_STAGES = 8
@@ -78,39 +77,3 @@ def _check_end(
             yield FieldViolation(f"{field}.end_token_id", f"must be below {vocab_size}")
         case "end_after_tokens" if stage.end_after_tokens < 1:
             yield FieldViolation(f"{field}.end_after_tokens", "must be at least 1")
-
-
-def slo_from_pb(slo: pb.Slo) -> Slo:
-    """The bounds of a message that `check_slo` found nothing wrong with."""
-    first = slo.stages[0]
-    has_ttft = first.WhichOneof("ttft_bound") == "ttft"
-    return Slo(
-        stages=tuple(_stage_from_pb(stage) for stage in slo.stages),
-        ttft_s=duration_from_pb(first.ttft) if has_ttft else None,
-        ttft_slowdown=None if has_ttft else first.ttft_slowdown,
-    )
-
-
-def _stage_from_pb(stage: pb.StageSlo) -> StageSlo:
-    end = stage.WhichOneof("end")
-    return StageSlo(
-        tpot_s=duration_from_pb(stage.tpot),
-        end_token_id=stage.end_token_id if end == "end_token_id" else None,
-        end_after_tokens=stage.end_after_tokens if end == "end_after_tokens" else None,
-    )
-
-
-def slo_to_pb(slo: Slo) -> pb.Slo:
-    """The bounds as ListTiers shows them."""
-    message = pb.Slo()
-    for stage in slo.stages:
-        message.stages.add(
-            tpot=duration_to_pb(stage.tpot_s),
-            end_token_id=stage.end_token_id,
-            end_after_tokens=stage.end_after_tokens,
-        )
-    if slo.ttft_s is not None:
-        message.stages[0].ttft.CopyFrom(duration_to_pb(slo.ttft_s))
-    elif slo.ttft_slowdown is not None:
-        message.stages[0].ttft_slowdown = slo.ttft_slowdown
-    return message

@@ -13,10 +13,10 @@ from headway.core.request import RequestSpec, Sampling
 from headway.core.slo import Slo
 from headway.errors import FieldViolation, InvalidRequest
 from headway.ports import Tokenizer
-from headway.rpc.convert import duration_from_pb, sampling_from_pb
+from headway.rpc.convert import duration_from_pb, sampling_from_pb, slo_from_pb
 from headway.v1 import generation_pb2
 from headway.v1 import inference_service_pb2 as pb
-from services.controller.slo_validation import check_duration, check_slo, slo_from_pb
+from services.controller.slo_validation import check_duration, check_slo
 
 MAX_REQUEST_BYTES = 1 << 20
 MAX_STOPS = 16
