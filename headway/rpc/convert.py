@@ -73,7 +73,7 @@ def slo_to_pb(slo: Slo) -> inference_service_pb2.Slo:
 
 
 def slo_from_pb(slo: inference_service_pb2.Slo) -> Slo:
-    """Of an SLO that was checked or comes from a controller: it has a stage, and bounds that can be."""
+    """Of an SLO that was checked, or comes from a controller: its bounds can be."""
     first = slo.stages[0]
     return Slo(
         stages=tuple(
