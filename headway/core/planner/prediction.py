@@ -1,9 +1,9 @@
 """What the perf model expects of one worker, given what it already has to do.
 
 Assumed of the engines: a step takes what the perf model says; prompts that share steps take
-no longer than one after the other; guaranteed prompts run in the order they came; a
-best-effort prompt that is on the worker already may be in the running batch, where it is not
-overtaken, so all of it counts as ahead of every guaranteed prompt.
+no longer than one after the other and one smallest step; guaranteed prompts run in the order
+they came; a best-effort prompt that is on the worker already may be in the running batch, where
+it is not overtaken, so all of it counts as ahead of every guaranteed prompt.
 """
 
 from __future__ import annotations
@@ -56,6 +56,10 @@ def prefill_outlook(
 
     ahead_s = -_work_done_s(worker, now_s, sum(map(work_s, worker.prefills)), full_step_s)
     tasks = [*worker.prefills, *added]
+    if len(tasks) > 1:
+        # Filling the last step of one prompt with the next one can leave a few tokens for a
+        # step of their own, which costs at least what any step costs.
+        ahead_s += model.step_s(StepShape(chunks=(PrefillChunk(1, 0),)))
     ahead_s += sum(work_s(task) for task in tasks if not task.guaranteed)
     guaranteed = [(task, work_s(task)) for task in tasks if task.guaranteed]
     behind_s = sum(own_s for _, own_s in guaranteed)

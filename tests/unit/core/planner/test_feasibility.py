@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headway.core.cluster import (
@@ -146,7 +146,7 @@ def test_an_overrun_prompt_is_taken_to_need_one_more_step() -> None:
     stuck = prefill_worker(given_prompt(950, sent_at_s=0.0))
     decision = policy().decide(request(slo=slo()), cluster(stuck, decode_worker(), now_s=100.0))
     assert isinstance(decision, Guarantee)
-    assert decision.placement.predicted_ttft_s == pytest.approx(0.1 + 0.1 + 0.022)
+    assert decision.placement.predicted_ttft_s == pytest.approx(0.1 + 0.1 + 0.010 + 0.022)
 
 
 def test_the_least_loaded_pair_is_taken_and_ids_break_ties() -> None:
@@ -271,6 +271,7 @@ arrivals = st.lists(
 
 
 @settings(max_examples=200, deadline=None)
+@example([(0.0, 331, 1.0), (0.0078125, 155, 0.5), (0.046875, 170, 0.46875)])
 @given(arrivals)
 def test_no_promised_prompt_is_late_in_a_first_come_first_served_engine(
     gaps_prompts_ttfts: list[tuple[float, int, float]],
