@@ -22,10 +22,13 @@ def prepare(model_dir: Path, console: Console) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=1.0)
+        told: list[str] = []
 
         def show(step: str, done_ratio: float) -> None:
             bar.update(task, description=step, completed=done_ratio)
-            if not console.is_terminal:
+            # Where nothing can be overwritten, each step is told once.
+            if not console.is_terminal and step not in told:
+                told.append(step)
                 console.print(f"model: {step}", markup=False)
 
         prepare_model(model_dir, show)
