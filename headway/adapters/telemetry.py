@@ -11,13 +11,17 @@ import os
 from headway.adapters.null_telemetry import NullTelemetry
 from headway.adapters.system_clock import SystemClock
 from headway.config import Config, TelemetryConfig
+from headway.core.cluster import WorkerRole
 from headway.errors import ConfigError
 from headway.ports import Telemetry
 
 CONTROLLER = "headway-controller"
-PREFILL_WORKER = "headway-prefill"
-DECODE_WORKER = "headway-decode"
 CLIENT = "headway-client"
+
+
+def worker_name(role: WorkerRole) -> str:
+    """What a worker calls itself in traces and metrics."""
+    return f"headway-{role.value.lower()}"
 
 
 def build_telemetry(config: Config | TelemetryConfig, service_name: str) -> Telemetry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +39,6 @@ class BytesTokenizer:
     def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         lines = [f"{role}: {content}\n" for role, content in messages]
         return self.encode("".join([*lines, "assistant: "]))
-
-
-def bytes_to_text(token_ids: Iterable[int]) -> str:
-    """Text of byte tokens; what is no byte, or no UTF-8, shows as a replacement character."""
-    parts = (bytes([token_id]) if token_id < 256 else "\ufffd".encode() for token_id in token_ids)
-    return b"".join(parts).decode(errors="replace")
 
 
 class ModelTokenizer:

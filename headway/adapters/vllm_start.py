@@ -11,6 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from headway.adapters.process import MALLOC_ENVIRONMENT
+from headway.adapters.telemetry import worker_name
 from headway.config import Config, PoolConfig, VllmConfig
 from headway.core.cluster import WorkerRole
 from headway.core.perf_model import PerfModel, PrefillChunk, StepShape
@@ -72,7 +73,7 @@ def _prepare_process(engine: VllmConfig, role: WorkerRole, pool: PoolConfig, rep
     for name, value in MALLOC_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # vLLM makes its own spans, under the name OpenTelemetry finds here.
-    os.environ.setdefault("OTEL_SERVICE_NAME", f"headway-{role.value.lower()}")
+    os.environ.setdefault("OTEL_SERVICE_NAME", worker_name(role))
     if pool.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(pool.gpus[replica][0])
     if engine.device == "cpu":

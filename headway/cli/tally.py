@@ -103,11 +103,9 @@ class KvTally:
 
     Attributes:
         recomputed: how many requests had so many prompt tokens computed by the decode engine.
-        num_missing: requests that succeeded with no KV moved.
     """
 
     num_transfers: int = 0
-    num_missing: int = 0
     num_bytes: int = 0
     duration_s: float = 0.0
     num_overlapped_bytes: float = 0.0
@@ -119,7 +117,6 @@ class KvTally:
         self.recomputed[finished.usage.num_prompt_tokens_recomputed] += 1
         kv = finished.kv_transfer
         if kv is None:
-            self.num_missing += 1
             return
         self.num_transfers += 1
         self.num_bytes += kv.num_bytes

@@ -17,7 +17,7 @@ import uvloop
 
 from headway.adapters.control_link import ControlLink
 from headway.adapters.engines import open_engine
-from headway.adapters.telemetry import build_telemetry
+from headway.adapters.telemetry import build_telemetry, worker_name
 from headway.adapters.worker.slots import Slots
 from headway.config import Config, PoolConfig, load_config
 from headway.core.cluster import WorkerLoad, WorkerRole, WorkerSpec
@@ -103,7 +103,7 @@ class Worker:
             HeadwayError: the engine or the server could not start, or the engine failed.
         """
         self._bind_to_cores()
-        telemetry = build_telemetry(self._config, f"headway-{self._role.value.lower()}")
+        telemetry = build_telemetry(self._config, worker_name(self._role))
         try:
             engine = await open_engine(self._config, self._role, self._replica, self._pool.host)
             try:

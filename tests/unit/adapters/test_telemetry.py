@@ -15,9 +15,9 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from headway.adapters.null_telemetry import NullTelemetry
 from headway.adapters.otel_tracing import MAX_SPANS_QUEUED, SpanQueue
-from headway.adapters.telemetry import CONTROLLER, DECODE_WORKER, build_telemetry
+from headway.adapters.telemetry import CONTROLLER, build_telemetry, worker_name
 from headway.config import TelemetryConfig
-from headway.core.cluster import ResourceCounters
+from headway.core.cluster import ResourceCounters, WorkerRole
 from headway.errors import ConfigError
 from headway.ports import EngineLoad, RequestOutcome
 from tests.otlp_receiver import OtlpReceiver, outline
@@ -82,7 +82,7 @@ def test_the_standard_environment_variable_turns_export_on(
     receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
-    telemetry = build_telemetry(TelemetryConfig(), DECODE_WORKER)
+    telemetry = build_telemetry(TelemetryConfig(), worker_name(WorkerRole.DECODE))
     telemetry.start_span("x", parent="").end()
     telemetry.shutdown()
     assert [span.name for span in receiver.spans] == ["x"]
@@ -95,7 +95,9 @@ def test_an_endpoint_without_a_scheme_is_refused_at_start() -> None:
 
 def test_spans_form_one_tree_across_processes(receiver: OtlpReceiver) -> None:
     controller = build_telemetry(TelemetryConfig(otlp_endpoint=receiver.endpoint), CONTROLLER)
-    worker = build_telemetry(TelemetryConfig(otlp_endpoint=receiver.endpoint), DECODE_WORKER)
+    worker = build_telemetry(
+        TelemetryConfig(otlp_endpoint=receiver.endpoint), worker_name(WorkerRole.DECODE)
+    )
     call = controller.start_span("Decode", parent="", kind="CLIENT", attributes={"predicted": 1.5})
     served = worker.start_span("Decode", parent=call.traceparent, kind="SERVER")
     worker.add_span("kv.transfer", parent=served.traceparent, start_unix_ns=5, end_unix_ns=9)

@@ -11,9 +11,9 @@ import pytest
 from headway.adapters.null_telemetry import NullTelemetry
 from headway.adapters.otel_metrics import WORKER_LOAD_STALE_AFTER_S
 from headway.adapters.otel_telemetry import OtelTelemetry
-from headway.adapters.telemetry import CONTROLLER, DECODE_WORKER, build_telemetry
+from headway.adapters.telemetry import CONTROLLER, build_telemetry, worker_name
 from headway.config import Config, TierConfig
-from headway.core.cluster import ResourceCounters
+from headway.core.cluster import ResourceCounters, WorkerRole
 from headway.errors import Unavailable
 from headway.ports import EngineLoad, KvTransferRecord, RequestOutcome
 from tests.otlp_receiver import OtlpReceiver
@@ -78,7 +78,9 @@ def test_a_taken_prometheus_port_is_refused_at_start(metrics: OtelTelemetry) -> 
 
 
 def test_workers_leave_the_prometheus_port_to_the_controller() -> None:
-    assert isinstance(build_telemetry(config(prometheus_port=0), DECODE_WORKER), NullTelemetry)
+    assert isinstance(
+        build_telemetry(config(prometheus_port=0), worker_name(WorkerRole.DECODE)), NullTelemetry
+    )
 
 
 def test_metrics_reach_the_collector_by_the_latest_at_shutdown() -> None:
