@@ -5,7 +5,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 
-.PHONY: help setup tools demo proto lint test test-slow bench-emulated bench-kv lock clean
+.PHONY: help setup tools demo proto lint test test-slow bench-capacity bench-planner \
+	bench-emulated bench-kv lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +40,12 @@ test: lint ## lint, then all tests but the slow ones
 test-slow: setup ## the tests left out of `make test`
 	@$(BIN)/python -m pytest -m slow
 	@echo "make test-slow: passed"
+
+bench-capacity: setup ## find each policy's capacity by simulation: 10 min (ARGS=--full: hours)
+	@$(BIN)/python -m bench.capacity $(ARGS)
+
+bench-planner: setup ## measure how long the planner decides, and the simulator's speed
+	@$(BIN)/python -m bench.planner $(ARGS)
 
 bench-emulated: setup ## measure the controller against emulated engines
 	@$(BIN)/python -m bench.emulated

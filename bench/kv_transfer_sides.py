@@ -40,6 +40,10 @@ CASES = {1: 45, 4: 11, 16: 3}
 SECRET = b"one secret of the bench"
 NUM_CHUNKS = 5
 
+# The two ways of our transport: what it chooses on one host, and all there is between hosts.
+SHARED = "headway, one host"
+MESSAGES = "headway, messages only"
+
 
 class DecodeSide:
     """The process that receives."""
@@ -47,7 +51,10 @@ class DecodeSide:
     def __init__(self) -> None:
         self.store = NumpyPageStore(NUM_BLOCKS, LAYOUT)
         self.store.pages[:] = 1
-        self.receiver = KvReceiver("127.0.0.1", LAYOUT, self.store, SECRET)
+        self.receivers = {
+            SHARED: KvReceiver("127.0.0.1", LAYOUT, self.store, SECRET),
+            MESSAGES: KvReceiver("127.0.0.1", LAYOUT, self.store, SECRET, shares_memory=False),
+        }
         self.mint = TicketMint(SECRET)
         self.buffer = np.ones(NUM_BLOCKS * BLOCK_BYTES, np.uint8)
         self.frame_buffers = [
@@ -101,19 +108,20 @@ class DecodeSide:
     def sockets_received(self) -> int:
         return max(int(future.result()) for future in self.pending)
 
-    def expect(self, number: int, num_blocks: int) -> list[KvTarget]:
+    def expect(self, way: str, number: int, num_blocks: int) -> list[KvTarget]:
+        receiver = self.receivers[way]
         targets = []
         for index in range(number):
             transfer_id, ticket = self.mint.mint(f"request-{index}")
             blocks = range(index * num_blocks, (index + 1) * num_blocks)
-            self.receiver.expect(transfer_id, blocks, 0, 30.0)
-            targets.append(KvTarget(self.receiver.address, transfer_id, ticket))
+            receiver.expect(transfer_id, blocks, 0, 30.0)
+            targets.append(KvTarget(receiver.address, transfer_id, ticket))
         return targets
 
-    def committed(self, number: int) -> int:
+    def committed(self, way: str, number: int) -> int:
         ended_ns: list[int] = []
         while len(ended_ns) < number:
-            for outcome in self.receiver.poll():
+            for outcome in self.receivers[way].poll():
                 assert outcome.record is not None, outcome.error
                 ended_ns.append(outcome.record.ended_unix_ns)
             time.sleep(0.02)
@@ -126,7 +134,8 @@ class DecodeSide:
 
     def close(self) -> None:
         self.bare.close()
-        self.receiver.close()
+        for receiver in self.receivers.values():
+            receiver.close()
         self.pool.shutdown()
 
 

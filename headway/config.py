@@ -7,6 +7,7 @@ imports neither vLLM nor torch.
 from __future__ import annotations
 
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -17,6 +18,7 @@ from headway.core.slo import Slo, StageSlo
 from headway.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -106,6 +108,8 @@ class ControllerConfig(_Section):
         report_interval_s: how often workers report.
         max_best_effort_queued: beyond it requests are refused.
         guard_ratio: predicted times are multiplied by this before they are promised.
+        event_log: file that gets every event and what was done about it, for `headway replay`;
+            empty for none.
     """
 
     listen: str = "127.0.0.1:7400"
@@ -113,6 +117,7 @@ class ControllerConfig(_Section):
     max_best_effort_queued: Count = 4096
     max_requests: Count = 8192
     guard_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.15
+    event_log: str = ""
     tiers: dict[str, TierConfig]
 
 
@@ -154,12 +159,55 @@ class Config(_Section):
     telemetry: TelemetryConfig = TelemetryConfig()
 
 
-class _Profile(_Section):
-    """A measured perf model with where it comes from; see profiles/."""
+class StepTimeConfig(_Section):
+    """Step time by a measured curve over the step's new tokens instead of a roofline.
+
+    Attributes:
+        knots: numbers of new tokens, ascending.
+        times_s: of a step with so many tokens, before the other terms of `PerfModel`.
+        sequence_s, context_token_s, prefill_attention_s, chunk_s: as in `PerfModel`.
+    """
+
+    knots: tuple[Count, ...]
+    times_s: tuple[Positive, ...]
+    sequence_s: NonNegative
+    context_token_s: NonNegative
+    prefill_attention_s: NonNegative
+    chunk_s: NonNegative
+
+    @model_validator(mode="after")
+    def _is_a_curve(self) -> Self:
+        if len(self.knots) < 2 or len(self.knots) != len(self.times_s):
+            raise ValueError("give at least two knots, and times_s for each")
+        if any(left >= right for left, right in pairwise(self.knots)):
+            raise ValueError("knots must ascend")
+        return self
+
+
+class DraftConfig(_Section):
+    """What drafting adds to a step: once per round, and per drafted token of a sequence."""
+
+    floor_s: NonNegative
+    sequence_s: NonNegative
+
+
+class MemoryConfig(_Section):
+    """Room for KV on the GPUs of one worker together."""
+
+    num_kv_tokens: Count
+    kv_bytes_per_token: Count
+    num_gpus: Count
+
+
+class Profile(_Section):
+    """A perf model with where it comes from, and what a simulation needs; see profiles/."""
 
     source: str
     measured_on: str
     perf_model: PerfModel
+    truth: StepTimeConfig | None = None
+    draft: DraftConfig | None = None
+    memory: MemoryConfig | None = None
 
 
 RootT = TypeVar("RootT", bound=BaseModel)
@@ -200,4 +248,13 @@ def load_profile(path: Path) -> PerfModel:
     Raises:
         ConfigError: as `load_config`.
     """
-    return read_toml(path, _Profile).perf_model
+    return load_full_profile(path).perf_model
+
+
+def load_full_profile(path: Path) -> Profile:
+    """Read all of `profiles/*.toml`.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return read_toml(path, Profile)

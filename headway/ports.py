@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from headway.core.cluster import ResourceCounters
 from headway.core.perf_model import PerfModel
 from headway.core.request import FinishReason, Sampling
+from headway.core.slo import Promise
 
 
 class Clock(Protocol):
@@ -69,6 +70,7 @@ class EngineInfo:
 
     Attributes:
         perf_model: the profile, scaled to what the warm-up measured on this machine.
+        forms_steps_by_deadline: steps follow the due times and the step cap of the jobs.
     """
 
     max_model_len: int
@@ -78,6 +80,7 @@ class EngineInfo:
     max_num_running: int
     kv_bytes_per_token: int
     perf_model: PerfModel
+    forms_steps_by_deadline: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +99,16 @@ class PrefillJob:
     """A prompt to compute, and where its pages go.
 
     Attributes:
-        priority: lower goes first: 0 guaranteed, 1 best effort.
+        due_s: the prompt must be computed so long after submission; None when best effort.
+        step_cap_s: longest step from now on, while promised prompts wait; None leaves it.
         traceparent: W3C context of the caller's span; empty if none.
     """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     target: KvTarget
-    priority: int
+    due_s: float | None = None
+    step_cap_s: float | None = None
     traceparent: str = ""
 
 
@@ -121,7 +126,10 @@ class DecodeJob:
     """A request to continue from pages that arrive under `target.transfer_id`.
 
     Attributes:
+        priority: lower goes first: 0 guaranteed, 1 best effort.
         kv_timeout_s: the pages must be complete within this time.
+        promise: its TTFT counts from submission; None when best effort.
+        step_cap_s: as of PrefillJob.
     """
 
     request_id: str
@@ -130,6 +138,8 @@ class DecodeJob:
     target: KvTarget
     priority: int
     kv_timeout_s: float
+    promise: Promise | None = None
+    step_cap_s: float | None = None
     traceparent: str = ""
 
 

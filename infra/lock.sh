@@ -26,7 +26,7 @@ use_package_sources_of_pip .venv/bin/python
 unset UV_EXTRA_INDEX_URL
 # torch stands in a file of its own: its CPU builds come from several places and differ in
 # their hashes.
-compile cpu pyproject.toml --extra cpu --extra dev --no-emit-package torch "${torch_source[@]}"
+compile cpu pyproject.toml --extra cpu --extra sim --extra dev --no-emit-package torch "${torch_source[@]}"
 sed -nE 's/^cpu = .*"(torch==[0-9.]+)".*/\1/p' pyproject.toml >requirements/torch.lock
 compile runtime pyproject.toml --constraint requirements/cpu.lock
 printf '%s\n' "$UV_PIN" | compile bootstrap -

@@ -56,6 +56,8 @@ setup_venv() {
         printf '%s\n' "$wanted" >"$stamp"
     fi
     .venv/bin/python -m compileall -q headway services
+    # Half a minute where the planner changed: else the first stack would start that much later.
+    .venv/bin/python -m headway.core.planner.warm_up
     .venv/bin/python -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
         say "libnuma.so.1 is missing, without which vLLM does not start on a CPU" \
             "(Debian, Ubuntu: apt install libnuma1)"

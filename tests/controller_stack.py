@@ -169,6 +169,7 @@ async def _link(stack: Stack, worker_id: str, role: WorkerRole, started: WorkerU
         max_num_running=info.max_num_running,
         kv_bytes_per_token=info.kv_bytes_per_token,
         perf_model=info.perf_model,
+        forms_steps_by_deadline=info.forms_steps_by_deadline,
     )
     load = await started.load()
 

@@ -37,6 +37,8 @@ _FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 # Steps that `load` takes the median of.
 _NUM_RECENT_STEPS = 32
 _CLOSE_TIMEOUT_S = 0.5
+# After everything that is due within the next centuries, counted in milliseconds.
+_BEST_EFFORT_PRIORITY = 1 << 45
 
 
 async def open_vllm_engine(
@@ -93,6 +95,7 @@ class VllmEngine:
         self._num_slots_created = 0
         self._num_slots_released = 0
         self._ratios: deque[float] = deque(maxlen=_NUM_RECENT_STEPS)
+        self._started_at_s = time.monotonic()
 
     @property
     def info(self) -> EngineInfo:
@@ -109,7 +112,7 @@ class VllmEngine:
                 "traceparent": job.traceparent,
             }
         )
-        async with self._outputs(job, params) as outputs:
+        async with self._outputs(job, params, self._prefill_priority(job)) as outputs:
             output = await anext(outputs)
         if output.outputs[0].finish_reason not in _FINISH_REASONS:
             raise EngineFailed(f"vLLM ended the prompt: {output.outputs[0].finish_reason}")
@@ -138,7 +141,7 @@ class VllmEngine:
         finish_reason: str | None = None
         watch = asyncio.create_task(self._abort_if_without_blocks(job))
         try:
-            async with self._outputs(job, params) as outputs:
+            async with self._outputs(job, params, job.priority) as outputs:
                 async for output in outputs:
                     watch.cancel()
                     completion = output.outputs[0]
@@ -188,9 +191,18 @@ class VllmEngine:
         # It has nothing to save, and would take seconds to take itself apart.
         self._llm.shutdown(timeout=_CLOSE_TIMEOUT_S)
 
+    def _prefill_priority(self, job: PrefillJob) -> int:
+        """Earliest deadline first: vLLM starts prompts with lower numbers first.
+
+        Those that it has started are not overtaken.
+        """
+        if job.due_s is None:
+            return _BEST_EFFORT_PRIORITY
+        return round((time.monotonic() - self._started_at_s + job.due_s) * 1e3)
+
     @asynccontextmanager
     async def _outputs(
-        self, job: PrefillJob | DecodeJob, params: SamplingParams
+        self, job: PrefillJob | DecodeJob, params: SamplingParams, priority: int
     ) -> AsyncIterator[AsyncGenerator[RequestOutput]]:
         """One request in vLLM; leaving the block in any way frees all it holds there.
 
@@ -203,7 +215,7 @@ class VllmEngine:
             {"prompt_token_ids": list(job.prompt_token_ids)},
             params,
             job.request_id,
-            priority=job.priority,
+            priority=priority,
             trace_headers={"traceparent": job.traceparent} if job.traceparent else None,
         )
         self._num_slots_created += 1

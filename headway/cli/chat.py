@@ -17,6 +17,7 @@ _WHY = {
     "PREFILL_TIME": "the prompt would not be computed in time",
     "DECODE_RATE": "tokens would not come fast enough",
     "KV_BLOCKS": "there is no KV memory left for it",
+    "TOO_COSTLY": "it would take the room of several other requests",
     "NOT_ASKED": "none was asked for",
 }
 

@@ -119,6 +119,91 @@ def demo(
         raise typer.Exit(1)
 
 
+@app.command()
+def simulate(
+    *,
+    config: Annotated[
+        Path | None, typer.Option(help="A cluster and its load; see configs/simulate/.")
+    ] = None,
+    scenario: Annotated[str | None, typer.Option(help="What is asked; `list` names them.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Who decides; `list` names them.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="Of all workers together.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests per second.")] = None,
+    rates: Annotated[str | None, typer.Option(help="Several of them, as in 2,4,8.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same run.")] = None,
+    duration_s: Annotated[float | None, typer.Option(help="Requests come for so long.")] = None,
+    arrivals: Annotated[
+        str | None, typer.Option(help="poisson, azure-chat, azure-code or trace.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Replay its arrivals: an Azure LLM trace, .csv[.gz].")
+    ] = None,
+    profile: Annotated[Path | None, typer.Option(help="Of model and device; profiles/.")] = None,
+    roles: Annotated[
+        str | None, typer.Option(help="colocated, or P:D prefill and decode workers.")
+    ] = None,
+    lengths: Annotated[
+        str | None, typer.Option(help="known or unknown: whether policies see output lengths.")
+    ] = None,
+    token_budget: Annotated[int | None, typer.Option(help="Of a baseline's steps.")] = None,
+    exact: Annotated[
+        bool | None, typer.Option("--exact", help="Steps take just the predicted time.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the logs, the results and a report.")
+    ] = None,
+) -> None:
+    """Run a policy on a simulated cluster in virtual time, and score it. Repeatable."""
+    from headway.cli import simulate as command  # noqa: PLC0415  # keeps --help fast
+
+    console = Console(highlight=False)
+    for what, name in (("policy", policy), ("scenario", scenario)):
+        if name == "list":
+            command.print_names(what, console)
+            return
+    if rate is not None and rates is not None:
+        raise typer.BadParameter("give --rate or --rates")
+    options = {
+        "scenario": scenario,
+        "policy": policy,
+        "gpus": gpus,
+        "rates": (rate,) if rate is not None else rates and command.parse_rates(rates),
+        "seed": seed,
+        "duration_s": duration_s,
+        "arrivals": arrivals or ("trace" if trace else None),
+        "trace": trace and str(trace),
+        "profile": profile and str(profile),
+        "roles": roles,
+        "lengths": lengths,
+        "token_budget": token_budget,
+        "exact": exact,
+    }
+    command.Simulate(command.choose(config, options), console).run(out)
+
+
+@app.command()
+def explain(
+    *,
+    run: Annotated[Path, typer.Option(help="Folder that `simulate --out` wrote.")],
+    request: Annotated[int, typer.Option(help="Its number in requests.jsonl.", min=0)],
+) -> None:
+    """Tell why a request of a simulated run was promised or not, and what would have fitted."""
+    from headway.cli.explain import explain as command  # noqa: PLC0415  # keeps --help fast
+
+    command(run, request, Console(highlight=False))
+
+
+@app.command()
+def replay(
+    log: Annotated[Path, typer.Argument(help="A file that `controller.event_log` named.")],
+) -> None:
+    """Re-run what a controller was told, and check that it would do the same again."""
+    from headway.cli.replay import replay as command  # noqa: PLC0415  # keeps --help fast
+
+    if not command(log, Console()):
+        raise typer.Exit(1)
+
+
 def _advice(error: HeadwayError) -> str:
     match error:
         case Unavailable():

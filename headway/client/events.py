@@ -28,7 +28,7 @@ class Admission:
         slack_s: `ttft_s` minus `predicted_ttft_s`.
         plan_id: names the decision in logs and traces.
         binding_constraint: best effort only: what stood against a promise, one of
-            PREFILL_TIME, DECODE_RATE, KV_BLOCKS, NOT_ASKED.
+            PREFILL_TIME, DECODE_RATE, KV_BLOCKS, TOO_COSTLY, NOT_ASKED.
     """
 
     request_id: str

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from headway.core.batch_state import Records
 from headway.core.perf_model import PerfModel
 
 
@@ -22,6 +23,9 @@ class WorkerSpec:
         kv_block_size: tokens per KV block.
         max_step_tokens: most prompt tokens one step computes.
         kv_bytes_per_token: over all layers.
+        forms_steps_by_deadline: its steps are formed by core.batching. Else it computes as much
+            of its prompts as fits in each step, those under way first, then by deadline, and
+            each of its steps decodes every sequence.
     """
 
     worker_id: str
@@ -36,6 +40,7 @@ class WorkerSpec:
     max_num_running: int
     kv_bytes_per_token: int
     perf_model: PerfModel
+    forms_steps_by_deadline: bool = False
 
     def blocks_for(self, num_tokens: int) -> int:
         """KV blocks that hold `num_tokens` tokens of one request."""
@@ -66,56 +71,28 @@ class WorkerLoad:
     step_time_ratio: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillTask:
-    """A prompt given to a prefill worker and not finished yet.
-
-    Attributes:
-        sent_at_s: infinite while the decode worker has not yet said where the pages go.
-        due_at_s: computed by then, the promised first token is on time; infinite when best
-            effort.
-    """
-
-    request_id: str
-    num_prompt_tokens: int
-    guaranteed: bool
-    sent_at_s: float
-    due_at_s: float = math.inf
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeTask:
-    """A request that holds, or will hold, a place on a decode worker.
-
-    Attributes:
-        tpot_s: tightest pace promised; infinite when best effort.
-    """
-
-    request_id: str
-    num_prompt_tokens: int
-    num_output_tokens: int
-    max_tokens: int
-    tpot_s: float
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class WorkerSnapshot:
     """One worker as the controller sees it: its own books, corrected by the worker's reports.
 
+    As long as nothing changes on a worker, its snapshot stays the same object.
+
     Attributes:
-        prefills: in the order they were given; a decode worker has none.
-        decodes: progress as of the last change of this worker's books or its last report.
+        requests: REQUEST records of all that was given to it and is not ended here, shape (R,).
+            `order` is unique. Of an output all of max_tokens is counted on. On a prefill worker
+            nothing is known of a prompt's progress before it is computed (LEAVING); until then
+            `arrives_at_s` is when it was sent there, infinite before. On a decode worker a
+            request is ARRIVING until its first token came.
         last_prefill_ended_at_s: when a prompt last was computed, or given up, here.
-        num_kv_blocks_sending: held by computed prompts whose pages are still on their way.
+        step_cap_s: the longest step that was last asked for, while promised prompts wait.
         overhead_s: what the way to the first token takes beside engine steps, as measured.
     """
 
     spec: WorkerSpec
     load: WorkerLoad
-    prefills: tuple[PrefillTask, ...] = ()
-    decodes: tuple[DecodeTask, ...] = ()
+    requests: Records
     last_prefill_ended_at_s: float = -math.inf
-    num_kv_blocks_sending: int = 0
+    step_cap_s: float = math.inf
     overhead_s: float = 0.0
 
 

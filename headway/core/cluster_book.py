@@ -39,8 +39,13 @@ class ClusterBook:
         for worker_id in _worker_ids(request):
             self._workers[worker_id].give(request)
 
-    def prefill_sent(self, request: Progress) -> None:
-        self._prefill_book(request).changed()
+    def prefill_sent(self, request: Progress, now_s: float) -> None:
+        self._prefill_book(request).prefill_sent(request.spec.request_id, now_s)
+
+    def decoded(self, request: Progress) -> None:
+        """Note that tokens of the request have come."""
+        assert request.placement is not None
+        self._workers[request.placement.decode_worker_id].decoded(request)
 
     def computed(self, request: Progress, now_s: float) -> None:
         """Note that the prompt is computed; its pages hold their blocks until handed over."""

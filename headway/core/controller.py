@@ -55,10 +55,9 @@ class Controller:
     The work per token does not grow with the number of requests.
     """
 
-    def __init__(self, policy: AdmissionPolicy, *, guard_ratio: float, max_requests: int) -> None:
+    def __init__(self, policy: AdmissionPolicy, *, max_requests: int) -> None:
         """Args: max_requests: beyond so many admitted and not ended, requests are refused."""
         self._policy = policy
-        self._guard_ratio = guard_ratio
         self._max_requests = max_requests
         self._cluster = ClusterBook()
         self._requests: dict[str, Progress] = {}
@@ -156,7 +155,7 @@ class Controller:
                 return [SendRefusal(request.request_id, plan_id, refusal)]
             case Guarantee(placement, promise):
                 admission = SendAdmission(request, plan_id, promise, placement, None)
-                progress = Progress(request, arrived_at_s, promise)
+                progress = Progress(request, arrived_at_s, promise, self._num_plans)
                 return [admission, *self._admit(progress, placement, now_s)]
             case ServeBestEffort(constraint):
                 placed = (
@@ -165,7 +164,7 @@ class Controller:
                     else self._policy.place_best_effort(request, cluster, elapsed_s)
                 )
                 admission = SendAdmission(request, plan_id, None, placed, constraint)
-                progress = Progress(request, arrived_at_s, None)
+                progress = Progress(request, arrived_at_s, None, self._num_plans)
                 return [admission, *self._admit(progress, placed, now_s)]
 
     def _admit(self, progress: Progress, placement: Placement | None, now_s: float) -> list[Effect]:
@@ -178,11 +177,14 @@ class Controller:
         return [*self._wake(), self._place(progress, placement, now_s)]
 
     def _place(self, progress: Progress, placement: Placement, now_s: float) -> Effect:
-        progress.place(placement, self._guard_ratio, now_s)
+        progress.place(placement, now_s)
         self._cluster.place(progress)
-        remaining_s = progress.deadline_at_s - now_s
         return StartDecode(
-            progress.spec, placement.decode_worker_id, progress.guaranteed, remaining_s
+            request=progress.spec,
+            worker_id=placement.decode_worker_id,
+            promise=progress.promise_from(now_s),
+            step_cap_s=placement.step_cap_s,
+            remaining_s=progress.deadline_at_s - now_s,
         )
 
     def _place_queued(self, now_s: float) -> list[Effect]:
@@ -214,14 +216,15 @@ class Controller:
         if progress is None or progress.placement is None or progress.prefill_sent_at_s is not None:
             return []
         progress.prefill_sent_at_s = now_s
-        self._cluster.prefill_sent(progress)
+        self._cluster.prefill_sent(progress, now_s)
         return [
             StartPrefill(
-                progress.spec,
-                progress.placement.prefill_worker_id,
-                progress.guaranteed,
-                event.kv_handle,
-                progress.deadline_at_s - now_s,
+                request=progress.spec,
+                worker_id=progress.placement.prefill_worker_id,
+                due_s=progress.prefill_due_at_s - now_s if progress.guaranteed else None,
+                step_cap_s=progress.placement.step_cap_s,
+                kv_handle=event.kv_handle,
+                remaining_s=progress.deadline_at_s - now_s,
             )
         ]
 
@@ -252,7 +255,9 @@ class Controller:
         if not in_order or progress.prefill_sent_at_s is None:
             message = f"tokens [{event.first_index}, {end}) came after {num_before} of {max_tokens}"
             return self._fail(progress, FailureReason.TOKEN_ORDER, message, now_s)
-        progress.count_tokens(event.token_ids, now_s)
+        if event.token_ids:
+            progress.count_tokens(event.token_ids, now_s)
+            self._cluster.decoded(progress)
         if progress.state is not RequestState.DECODING:
             progress.move_to(RequestState.DECODING)
             if not progress.prefill_runs:

@@ -168,19 +168,34 @@ class SendRefusal:
 
 @dataclass(frozen=True, slots=True)
 class StartDecode:
-    """Reserve a place; the pages must be complete, and all tokens made, within `remaining_s`."""
+    """Reserve a place; the pages must be complete, and all tokens made, within `remaining_s`.
+
+    Attributes:
+        promise: its TTFT counts from now; None when best effort.
+        step_cap_s: longest step of this worker from now on, while promised prompts wait;
+            None leaves it as it is.
+    """
 
     request: RequestSpec
     worker_id: str
-    guaranteed: bool
+    promise: Promise | None
+    step_cap_s: float | None
     remaining_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class StartPrefill:
+    """Compute a prompt and send its pages to where `kv_handle` says, within `remaining_s`.
+
+    Attributes:
+        due_s: from now; computed by then, the promise holds. None when best effort.
+        step_cap_s: as of StartDecode.
+    """
+
     request: RequestSpec
     worker_id: str
-    guaranteed: bool
+    due_s: float | None
+    step_cap_s: float | None
     kv_handle: bytes
     remaining_s: float
 

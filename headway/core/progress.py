@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 from headway.core.events import (
     DecodeCompleted,
@@ -24,16 +25,21 @@ class Progress:
     Attributes:
         promise: None when best effort.
         placement: None while it waits in the best-effort queue.
-        prefill_due_at_s: the prompt must be computed by then for the promise to hold.
+        number: in the order of arrival.
+        prefill_due_at_s: the prompt must be computed by then for the promise to hold; infinite
+            when best effort, or not placed yet.
+        kv_arrives_at_s: when all KV pages are predicted to be on the decode worker.
         prefill_runs, decode_runs: whether a worker was asked and has not answered for good.
     """
 
     spec: RequestSpec
     arrived_at_s: float
     promise: Promise | None
+    number: int
     state: RequestState = RequestState.QUEUED
     placement: Placement | None = None
-    prefill_due_at_s: float = float("inf")
+    prefill_due_at_s: float = math.inf
+    kv_arrives_at_s: float = math.inf
     placed_at_s: float | None = None
     prefill_sent_at_s: float | None = None
     prefill_runs: bool = False
@@ -53,6 +59,12 @@ class Progress:
     @property
     def guaranteed(self) -> bool:
         return self.promise is not None
+
+    def promise_from(self, now_s: float) -> Promise | None:
+        """The promise as if the request arrived now; its TTFT is negative once it is late."""
+        if self.promise is None:
+            return None
+        return replace(self.promise, ttft_s=self.arrived_at_s + self.promise.ttft_s - now_s)
 
     @property
     def deadline_at_s(self) -> float:
@@ -81,15 +93,16 @@ class Progress:
         assert state in TRANSITIONS[self.state], f"{self.state} cannot become {state}"
         self.state = state
 
-    def place(self, placement: Placement, guard_ratio: float, now_s: float) -> None:
+    def place(self, placement: Placement, now_s: float) -> None:
         """Note where the request runs from now on."""
         self.placement = placement
         self.placed_at_s = now_s
         self.prefill_runs = self.decode_runs = True
         self.move_to(RequestState.PREFILLING)
+        self.kv_arrives_at_s = self.arrived_at_s + placement.predicted_kv_arrival_s
         if self.promise is not None:
-            handover_s = guard_ratio * placement.predicted_handover_s
-            self.prefill_due_at_s = self.arrived_at_s + self.promise.ttft_s - handover_s
+            due_at_s = self.arrived_at_s + self.promise.ttft_s
+            self.prefill_due_at_s = due_at_s - placement.handover_allowance_s
 
     def count_tokens(self, token_ids: tuple[int, ...], now_s: float) -> None:
         """Note tokens that leave for the client now."""

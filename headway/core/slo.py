@@ -119,6 +119,20 @@ class DemandLine:
         """Latest instant at which the next token is on time."""
         return self._due_at_s
 
+    @property
+    def pace(self) -> tuple[float, int, float]:
+        """Gap between tokens now, tokens until it changes, and the gap after that.
+
+        Where a stage ends with a token it may end at any time, or never: the number is -1 then,
+        and both gaps are the tightest of those that are left.
+        """
+        stage, later = self.promise.stages[self._stage], self.promise.stages[self._stage + 1 :]
+        tightest_later_s = min((other.tpot_s for other in later), default=stage.tpot_s)
+        if stage.end_after_tokens is not None:
+            return stage.tpot_s, stage.end_after_tokens - self._num_stage_tokens, tightest_later_s
+        tightest_s = min(stage.tpot_s, tightest_later_s)
+        return tightest_s, -1, tightest_s
+
     def token(self, token_id: int, at_s: float) -> None:
         """Count one token that left at `at_s`."""
         late = at_s > self._due_at_s

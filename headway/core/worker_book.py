@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from headway.core.cluster import (
-    DecodeTask,
-    PrefillTask,
-    WorkerLoad,
-    WorkerRole,
-    WorkerSnapshot,
-    WorkerSpec,
-)
+import numpy as np
+
+from headway.core.batch_state import ARRIVING, DECODE, LEAVING, PREFILL
+from headway.core.cluster import WorkerLoad, WorkerRole, WorkerSnapshot, WorkerSpec
 from headway.core.progress import Progress
+from headway.core.request_table import RequestTable, copy_records, demand_fields
 
 
 @dataclass(slots=True)
@@ -48,10 +45,10 @@ class WorkerBook:
     spec: WorkerSpec
     load: WorkerLoad = field(default_factory=WorkerLoad)
     overhead: OverheadEstimate = field(default_factory=OverheadEstimate)
-    _prefills: dict[str, Progress] = field(default_factory=dict)
-    _sending: dict[str, Progress] = field(default_factory=dict)
-    _decodes: dict[str, Progress] = field(default_factory=dict)
+    _table: RequestTable = field(default_factory=RequestTable)
+    _with_new_tokens: dict[str, Progress] = field(default_factory=dict)
     _last_prefill_ended_at_s: float = -math.inf
+    _step_cap_s: float = math.inf
     _snapshot: WorkerSnapshot | None = None
 
     def report(self, load: WorkerLoad) -> None:
@@ -60,70 +57,109 @@ class WorkerBook:
 
     def give(self, request: Progress) -> None:
         """Note a request placed on this worker."""
-        tasks = self._prefills if self.spec.role is WorkerRole.PREFILL else self._decodes
-        tasks[request.spec.request_id] = request
+        assert request.placement is not None
+        if request.placement.step_cap_s is not None:
+            self._step_cap_s = request.placement.step_cap_s
+        is_prefill = self.spec.role is WorkerRole.PREFILL
+        num_prompt_tokens = request.spec.num_prompt_tokens
+        num_blocks = 0 if is_prefill else self.spec.blocks_for(num_prompt_tokens)
+        self._table.add(
+            request.spec.request_id,
+            {
+                "order": request.number,
+                "phase": PREFILL if is_prefill else ARRIVING,
+                "leaves_after_prefill": int(is_prefill),
+                "arrived_at_s": request.arrived_at_s,
+                "prefill_due_at_s": request.prefill_due_at_s,
+                "arrives_at_s": math.inf if is_prefill else request.kv_arrives_at_s,
+                "num_prompt_tokens": num_prompt_tokens,
+                "num_output_bound": request.spec.sampling.max_tokens,
+                "num_blocks": num_blocks,
+                **demand_fields(request.demand_line),
+            },
+        )
+        if is_prefill:
+            # Here nothing is due but the prompt.
+            self._table[request.spec.request_id]["next_due_at_s"] = request.prefill_due_at_s
         self._snapshot = None
 
-    def changed(self) -> None:
-        """Note that a request given to this worker changed."""
+    def prefill_sent(self, request_id: str, now_s: float) -> None:
+        """Note that a prompt given to this worker was sent there."""
+        self._table[request_id]["arrives_at_s"] = now_s
         self._snapshot = None
 
     def computed(self, request_id: str, now_s: float) -> None:
         """Note that a prompt is computed; its pages hold their blocks until `sent`."""
-        self._sending[request_id] = self._prefills.pop(request_id)
+        record = self._table[request_id]
+        record["phase"] = LEAVING
+        record["num_computed_tokens"] = record["num_prompt_tokens"]
+        record["num_blocks"] = self.spec.blocks_for(int(record["num_prompt_tokens"]))
         self._last_prefill_ended_at_s = now_s
         self._snapshot = None
 
     def sent(self, request_id: str) -> None:
         """Note that the pages of a computed prompt have arrived."""
-        if self._sending.pop(request_id, None) is not None:
+        if self._table.remove(request_id):
             self._snapshot = None
+
+    def decoded(self, request: Progress) -> None:
+        """Note new tokens; they are looked at when the snapshot is built."""
+        self._with_new_tokens[request.spec.request_id] = request
+        self._snapshot = None
 
     def drop(self, request_id: str, now_s: float) -> None:
         """Forget a request that ended, whatever it was doing here."""
-        if self._prefills.pop(request_id, None) is not None:
+        if request_id in self._table and self._table[request_id]["phase"] == PREFILL:
             self._last_prefill_ended_at_s = now_s
-        self._sending.pop(request_id, None)
-        self._decodes.pop(request_id, None)
+        self._table.remove(request_id)
+        self._with_new_tokens.pop(request_id, None)
         self._snapshot = None
 
     def request_ids(self) -> list[str]:
         """Requests that need this worker still; a prefill worker is needed until all is sent."""
-        return [*self._prefills, *self._sending, *self._decodes]
+        return list(self._table.ids)
 
     def snapshot(self) -> WorkerSnapshot:
         if self._snapshot is None:
+            self._take_new_tokens()
+            requests = copy_records(self._table.records)
+            requests.flags.writeable = False
             self._snapshot = WorkerSnapshot(
                 spec=self.spec,
                 load=self.load,
-                prefills=tuple(_prefill_task(request) for request in self._prefills.values()),
-                decodes=tuple(_decode_task(request) for request in self._decodes.values()),
+                requests=requests,
                 last_prefill_ended_at_s=self._last_prefill_ended_at_s,
-                num_kv_blocks_sending=sum(
-                    self.spec.blocks_for(request.spec.num_prompt_tokens)
-                    for request in self._sending.values()
-                ),
+                step_cap_s=self._step_cap_s,
                 overhead_s=self.overhead.upper_s,
             )
         return self._snapshot
 
-
-def _prefill_task(request: Progress) -> PrefillTask:
-    sent_at_s = request.prefill_sent_at_s
-    return PrefillTask(
-        request_id=request.spec.request_id,
-        num_prompt_tokens=request.spec.num_prompt_tokens,
-        guaranteed=request.guaranteed,
-        sent_at_s=sent_at_s if sent_at_s is not None else math.inf,
-        due_at_s=request.prefill_due_at_s,
-    )
-
-
-def _decode_task(request: Progress) -> DecodeTask:
-    return DecodeTask(
-        request_id=request.spec.request_id,
-        num_prompt_tokens=request.spec.num_prompt_tokens,
-        num_output_tokens=request.num_output_tokens,
-        max_tokens=request.spec.sampling.max_tokens,
-        tpot_s=request.promise.tightest_tpot_s if request.promise is not None else math.inf,
-    )
+    def _take_new_tokens(self) -> None:
+        """Bring the records of all that decoded since the last snapshot up to date, by columns."""
+        if not self._with_new_tokens:
+            return
+        rows = self._table.rows_of(list(self._with_new_tokens))
+        changed = list(self._with_new_tokens.values())
+        self._with_new_tokens.clear()
+        records = self._table.records
+        num_output_tokens = np.array([request.num_output_tokens for request in changed])
+        # The last token of the prompt is computed in the step that yields the first token.
+        num_computed_tokens = records["num_prompt_tokens"][rows] + num_output_tokens - 1
+        records["phase"][rows] = DECODE
+        records["num_output_tokens"][rows] = num_output_tokens
+        records["num_computed_tokens"][rows] = num_computed_tokens
+        records["num_blocks"][rows] = -(-num_computed_tokens // self.spec.kv_block_size)
+        # A plan needs at least one token more.
+        records["num_output_bound"][rows] = np.maximum(
+            records["num_output_bound"][rows], num_output_tokens + 1
+        )
+        lines = [request.demand_line for request in changed]
+        records["next_due_at_s"][rows] = [
+            line.next_due_at_s if line is not None else math.inf for line in lines
+        ]
+        for row, line in zip(rows, lines, strict=True):
+            if line is not None and len(line.promise.stages) > 1:
+                tpot_s, num_left, later_tpot_s = line.pace
+                records["tpot_s"][row] = tpot_s
+                records["num_stage_tokens_left"][row] = num_left
+                records["later_tpot_s"][row] = later_tpot_s

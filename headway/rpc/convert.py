@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
 from headway.core.cluster import ResourceCounters, WorkerLoad, WorkerRole, WorkerSpec
 from headway.core.perf_model import PerfModel
 from headway.core.request import FinishReason, Sampling
-from headway.core.slo import Slo, StageSlo
+from headway.core.slo import Promise, Slo, StageSlo
 from headway.ports import KvTarget, KvTransferRecord
 from headway.v1 import (
     control_service_pb2,
+    decode_service_pb2,
     generation_pb2,
     inference_service_pb2,
     kv_transfer_service_pb2,
@@ -36,6 +38,11 @@ def duration_to_pb(seconds: float) -> Duration:
 
 def duration_from_pb(duration: Duration) -> float:
     return float(duration.ToNanoseconds()) / 1e9
+
+
+def optional_duration_from_pb(message: Message, field: str) -> float | None:
+    """Seconds in a Duration field of a message; None where it is not set."""
+    return duration_from_pb(getattr(message, field)) if message.HasField(field) else None
 
 
 def role_to_pb(role: WorkerRole) -> generation_pb2.WorkerRole:
@@ -89,6 +96,36 @@ def slo_from_pb(slo: inference_service_pb2.Slo) -> Slo:
         ttft_s=duration_from_pb(first.ttft) if first.HasField("ttft") else None,
         ttft_slowdown=first.ttft_slowdown if first.HasField("ttft_slowdown") else None,
     )
+
+
+def demand_to_pb(promise: Promise) -> decode_service_pb2.Demand:
+    """Args: promise: its TTFT counts from now."""
+    return decode_service_pb2.Demand(
+        first_token=duration_to_pb(promise.ttft_s),
+        stages=[
+            decode_service_pb2.DemandStage(
+                tpot=duration_to_pb(stage.tpot_s),
+                end_token_id=stage.end_token_id,
+                end_after_tokens=stage.end_after_tokens,
+            )
+            for stage in promise.stages
+        ],
+    )
+
+
+def demand_from_pb(demand: decode_service_pb2.Demand) -> Promise:
+    """Raises ValueError for stages that cannot be."""
+    stages = tuple(
+        StageSlo(
+            tpot_s=duration_from_pb(stage.tpot),
+            end_token_id=stage.end_token_id if stage.HasField("end_token_id") else None,
+            end_after_tokens=stage.end_after_tokens if stage.HasField("end_after_tokens") else None,
+        )
+        for stage in demand.stages
+    )
+    if not stages or stages[-1].has_end or not all(stage.has_end for stage in stages[:-1]):
+        raise ValueError("every stage but the last needs an end, and the last has none")
+    return Promise(duration_from_pb(demand.first_token), stages)
 
 
 def sampling_to_pb(sampling: Sampling) -> generation_pb2.SamplingParams:
@@ -217,6 +254,7 @@ def register_to_pb(spec: WorkerSpec) -> control_service_pb2.Register:
         max_num_running=spec.max_num_running,
         kv_bytes_per_token=spec.kv_bytes_per_token,
         perf_model=_perf_model_to_pb(spec.perf_model),
+        forms_steps_by_deadline=spec.forms_steps_by_deadline,
     )
 
 
@@ -235,4 +273,5 @@ def register_from_pb(register: control_service_pb2.Register) -> WorkerSpec:
         max_num_running=register.max_num_running,
         kv_bytes_per_token=register.kv_bytes_per_token,
         perf_model=_perf_model_from_pb(register.perf_model),
+        forms_steps_by_deadline=register.forms_steps_by_deadline,
     )

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$headway/v1/kv_transfer_service.proto\x12\nheadway.v1\"@\n\x08KvTarget\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0btransfer_id\x18\x02 \x01(\t\x12\x0e\n\x06ticket\x18\x03 \x01(\x0c\"\xde\x01\n\x0bPushRequest\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x14.headway.v1.PushOpen\x12&\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x16.headway.v1.PushCommit\x12\x10\n\x08sequence\x18\x03 \x01(\x07\x12\x13\n\x0b\x66irst_layer\x18\x04 \x01(\x07\x12\x12\n\nnum_layers\x18\x05 \x01(\x07\x12\x13\n\x0b\x66irst_block\x18\x06 \x01(\x07\x12\x12\n\nnum_blocks\x18\x07 \x01(\x07\x12\x0e\n\x06\x63rc32c\x18\x08 \x01(\x07\x12\x0f\n\x07payload\x18\t \x01(\x0c\"\x82\x01\n\x08PushOpen\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c\x12\x15\n\rlayout_digest\x18\x03 \x01(\x0c\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\x12\n\nnum_layers\x18\x05 \x01(\r\x12\x12\n\npage_bytes\x18\x06 \x01(\r\"a\n\nPushCommit\x12\x12\n\nnum_frames\x18\x01 \x01(\r\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\r\x12\x1c\n\x14num_bytes_overlapped\x18\x04 \x01(\x04\"\xa5\x01\n\x0cPushResponse\x12,\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x18.headway.v1.PushAcceptedH\x00\x12,\n\x08progress\x18\x02 \x01(\x0b\x32\x18.headway.v1.PushProgressH\x00\x12.\n\tcommitted\x18\x03 \x01(\x0b\x32\x19.headway.v1.PushCommittedH\x00\x42\t\n\x07message\"#\n\x0cPushAccepted\x12\x13\n\x0b\x66irst_block\x18\x01 \x01(\r\"!\n\x0cPushProgress\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\"\x0f\n\rPushCommitted2R\n\x11KvTransferService\x12=\n\x04Push\x12\x17.headway.v1.PushRequest\x1a\x18.headway.v1.PushResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$headway/v1/kv_transfer_service.proto\x12\nheadway.v1\"@\n\x08KvTarget\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0btransfer_id\x18\x02 \x01(\t\x12\x0e\n\x06ticket\x18\x03 \x01(\x0c\"\xde\x01\n\x0bPushRequest\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x14.headway.v1.PushOpen\x12&\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x16.headway.v1.PushCommit\x12\x10\n\x08sequence\x18\x03 \x01(\x07\x12\x13\n\x0b\x66irst_layer\x18\x04 \x01(\x07\x12\x12\n\nnum_layers\x18\x05 \x01(\x07\x12\x13\n\x0b\x66irst_block\x18\x06 \x01(\x07\x12\x12\n\nnum_blocks\x18\x07 \x01(\x07\x12\x0e\n\x06\x63rc32c\x18\x08 \x01(\x07\x12\x0f\n\x07payload\x18\t \x01(\x0c\"\x97\x01\n\x08PushOpen\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c\x12\x15\n\rlayout_digest\x18\x03 \x01(\x0c\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\x12\n\nnum_layers\x18\x05 \x01(\r\x12\x12\n\npage_bytes\x18\x06 \x01(\r\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\"a\n\nPushCommit\x12\x12\n\nnum_frames\x18\x01 \x01(\r\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\r\x12\x1c\n\x14num_bytes_overlapped\x18\x04 \x01(\x04\"\xa5\x01\n\x0cPushResponse\x12,\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x18.headway.v1.PushAcceptedH\x00\x12,\n\x08progress\x18\x02 \x01(\x0b\x32\x18.headway.v1.PushProgressH\x00\x12.\n\tcommitted\x18\x03 \x01(\x0b\x32\x19.headway.v1.PushCommittedH\x00\x42\t\n\x07message\"#\n\x0cPushAccepted\x12\x13\n\x0b\x66irst_block\x18\x01 \x01(\r\"!\n\x0cPushProgress\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\"\x0f\n\rPushCommitted\"b\n\x11PushSharedRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x17.headway.v1.SharedHello\x12%\n\x05steps\x18\x02 \x03(\x0b\x32\x16.headway.v1.SharedStep\"2\n\x0bSharedHello\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c\"\xd1\x01\n\nSharedStep\x12\x17\n\x0ftransfer_number\x18\x01 \x01(\r\x12$\n\x04open\x18\x02 \x01(\x0b\x32\x14.headway.v1.PushOpenH\x00\x12(\n\x05\x66rame\x18\x03 \x01(\x0b\x32\x17.headway.v1.SharedFrameH\x00\x12(\n\x06\x63ommit\x18\x04 \x01(\x0b\x32\x16.headway.v1.PushCommitH\x00\x12(\n\x05\x61\x62ort\x18\x05 \x01(\x0b\x32\x17.headway.v1.SharedAbortH\x00\x42\x06\n\x04step\"\x8f\x01\n\x0bSharedFrame\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x10\n\x08sequence\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x03 \x01(\r\x12\x12\n\nnum_layers\x18\x04 \x01(\r\x12\x13\n\x0b\x66irst_block\x18\x05 \x01(\r\x12\x12\n\nnum_blocks\x18\x06 \x01(\r\x12\x0e\n\x06\x63rc32c\x18\x07 \x01(\x07\"\r\n\x0bSharedAbort\"k\n\x12PushSharedResponse\x12*\n\x07segment\x18\x01 \x01(\x0b\x32\x19.headway.v1.SharedSegment\x12)\n\x07results\x18\x02 \x03(\x0b\x32\x18.headway.v1.SharedResult\"m\n\rSharedSegment\x12\x12\n\nprocess_id\x18\x01 \x01(\r\x12\x12\n\ndescriptor\x18\x02 \x01(\r\x12\r\n\x05nonce\x18\x03 \x01(\x0c\x12\x11\n\tnum_slots\x18\x04 \x01(\r\x12\x12\n\nslot_bytes\x18\x05 \x01(\r\"\x8c\x01\n\x0cSharedResult\x12\x17\n\x0ftransfer_number\x18\x01 \x01(\r\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x18.headway.v1.PushResponseH\x00\x12+\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x19.headway.v1.SharedFailureH\x00\x42\x08\n\x06result\".\n\rSharedFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t2\xa3\x01\n\x11KvTransferService\x12=\n\x04Push\x12\x17.headway.v1.PushRequest\x1a\x18.headway.v1.PushResponse(\x01\x30\x01\x12O\n\nPushShared\x12\x1d.headway.v1.PushSharedRequest\x1a\x1e.headway.v1.PushSharedResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,17 +36,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUSHREQUEST']._serialized_start=119
   _globals['_PUSHREQUEST']._serialized_end=341
   _globals['_PUSHOPEN']._serialized_start=344
-  _globals['_PUSHOPEN']._serialized_end=474
-  _globals['_PUSHCOMMIT']._serialized_start=476
-  _globals['_PUSHCOMMIT']._serialized_end=573
-  _globals['_PUSHRESPONSE']._serialized_start=576
-  _globals['_PUSHRESPONSE']._serialized_end=741
-  _globals['_PUSHACCEPTED']._serialized_start=743
-  _globals['_PUSHACCEPTED']._serialized_end=778
-  _globals['_PUSHPROGRESS']._serialized_start=780
-  _globals['_PUSHPROGRESS']._serialized_end=813
-  _globals['_PUSHCOMMITTED']._serialized_start=815
-  _globals['_PUSHCOMMITTED']._serialized_end=830
-  _globals['_KVTRANSFERSERVICE']._serialized_start=832
-  _globals['_KVTRANSFERSERVICE']._serialized_end=914
+  _globals['_PUSHOPEN']._serialized_end=495
+  _globals['_PUSHCOMMIT']._serialized_start=497
+  _globals['_PUSHCOMMIT']._serialized_end=594
+  _globals['_PUSHRESPONSE']._serialized_start=597
+  _globals['_PUSHRESPONSE']._serialized_end=762
+  _globals['_PUSHACCEPTED']._serialized_start=764
+  _globals['_PUSHACCEPTED']._serialized_end=799
+  _globals['_PUSHPROGRESS']._serialized_start=801
+  _globals['_PUSHPROGRESS']._serialized_end=834
+  _globals['_PUSHCOMMITTED']._serialized_start=836
+  _globals['_PUSHCOMMITTED']._serialized_end=851
+  _globals['_PUSHSHAREDREQUEST']._serialized_start=853
+  _globals['_PUSHSHAREDREQUEST']._serialized_end=951
+  _globals['_SHAREDHELLO']._serialized_start=953
+  _globals['_SHAREDHELLO']._serialized_end=1003
+  _globals['_SHAREDSTEP']._serialized_start=1006
+  _globals['_SHAREDSTEP']._serialized_end=1215
+  _globals['_SHAREDFRAME']._serialized_start=1218
+  _globals['_SHAREDFRAME']._serialized_end=1361
+  _globals['_SHAREDABORT']._serialized_start=1363
+  _globals['_SHAREDABORT']._serialized_end=1376
+  _globals['_PUSHSHAREDRESPONSE']._serialized_start=1378
+  _globals['_PUSHSHAREDRESPONSE']._serialized_end=1485
+  _globals['_SHAREDSEGMENT']._serialized_start=1487
+  _globals['_SHAREDSEGMENT']._serialized_end=1596
+  _globals['_SHAREDRESULT']._serialized_start=1599
+  _globals['_SHAREDRESULT']._serialized_end=1739
+  _globals['_SHAREDFAILURE']._serialized_start=1741
+  _globals['_SHAREDFAILURE']._serialized_end=1787
+  _globals['_KVTRANSFERSERVICE']._serialized_start=1790
+  _globals['_KVTRANSFERSERVICE']._serialized_end=1953
 # @@protoc_insertion_point(module_scope)

@@ -41,6 +41,11 @@ class KvTransferServiceStub(object):
                 request_serializer=headway_dot_v1_dot_kv__transfer__service__pb2.PushRequest.SerializeToString,
                 response_deserializer=headway_dot_v1_dot_kv__transfer__service__pb2.PushResponse.FromString,
                 _registered_method=True)
+        self.PushShared = channel.stream_stream(
+                '/headway.v1.KvTransferService/PushShared',
+                request_serializer=headway_dot_v1_dot_kv__transfer__service__pb2.PushSharedRequest.SerializeToString,
+                response_deserializer=headway_dot_v1_dot_kv__transfer__service__pb2.PushSharedResponse.FromString,
+                _registered_method=True)
 
 
 class KvTransferServiceServicer(object):
@@ -61,6 +66,20 @@ class KvTransferServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PushShared(self, request_iterator, context):
+        """The same for a sender on the receiver's host, for all its transfers on one stream: the
+        pages go through shared memory that the receiver offers, everything else through the
+        stream. A sender tries this first; where it is refused, offered nothing or cannot map what
+        it is offered, it ends the stream and uses Push.
+
+        A transfer that fails ends alone, with the code that Push would have ended with; the
+        stream ends with PERMISSION_DENIED for a hello without a valid ticket, and with DATA_LOSS
+        for messages out of order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KvTransferServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -68,6 +87,11 @@ def add_KvTransferServiceServicer_to_server(servicer, server):
                     servicer.Push,
                     request_deserializer=headway_dot_v1_dot_kv__transfer__service__pb2.PushRequest.FromString,
                     response_serializer=headway_dot_v1_dot_kv__transfer__service__pb2.PushResponse.SerializeToString,
+            ),
+            'PushShared': grpc.stream_stream_rpc_method_handler(
+                    servicer.PushShared,
+                    request_deserializer=headway_dot_v1_dot_kv__transfer__service__pb2.PushSharedRequest.FromString,
+                    response_serializer=headway_dot_v1_dot_kv__transfer__service__pb2.PushSharedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -99,6 +123,33 @@ class KvTransferService(object):
             '/headway.v1.KvTransferService/Push',
             headway_dot_v1_dot_kv__transfer__service__pb2.PushRequest.SerializeToString,
             headway_dot_v1_dot_kv__transfer__service__pb2.PushResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushShared(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/headway.v1.KvTransferService/PushShared',
+            headway_dot_v1_dot_kv__transfer__service__pb2.PushSharedRequest.SerializeToString,
+            headway_dot_v1_dot_kv__transfer__service__pb2.PushSharedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,16 @@ class KvTransferServiceStub:
     FAILED_PRECONDITION when the layouts differ; DATA_LOSS when a checksum or the count is
     wrong; CANCELLED when the request ended; RESOURCE_EXHAUSTED when staging is full.
     """
+    PushShared: _grpc.StreamStreamMultiCallable[_kv_transfer_service_pb2.PushSharedRequest, _kv_transfer_service_pb2.PushSharedResponse]
+    """The same for a sender on the receiver's host, for all its transfers on one stream: the
+    pages go through shared memory that the receiver offers, everything else through the
+    stream. A sender tries this first; where it is refused, offered nothing or cannot map what
+    it is offered, it ends the stream and uses Push.
+
+    A transfer that fails ends alone, with the code that Push would have ended with; the
+    stream ends with PERMISSION_DENIED for a hello without a valid ticket, and with DATA_LOSS
+    for messages out of order.
+    """
 
 @_typing.type_check_only
 class KvTransferServiceAsyncStub(KvTransferServiceStub):
@@ -60,6 +70,16 @@ class KvTransferServiceAsyncStub(KvTransferServiceStub):
     Errors: PERMISSION_DENIED for a ticket that is wrong, used or expired;
     FAILED_PRECONDITION when the layouts differ; DATA_LOSS when a checksum or the count is
     wrong; CANCELLED when the request ended; RESOURCE_EXHAUSTED when staging is full.
+    """
+    PushShared: _aio.StreamStreamMultiCallable[_kv_transfer_service_pb2.PushSharedRequest, _kv_transfer_service_pb2.PushSharedResponse]  # type: ignore[assignment]
+    """The same for a sender on the receiver's host, for all its transfers on one stream: the
+    pages go through shared memory that the receiver offers, everything else through the
+    stream. A sender tries this first; where it is refused, offered nothing or cannot map what
+    it is offered, it ends the stream and uses Push.
+
+    A transfer that fails ends alone, with the code that Push would have ended with; the
+    stream ends with PERMISSION_DENIED for a hello without a valid ticket, and with DATA_LOSS
+    for messages out of order.
     """
 
 class KvTransferServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -80,6 +100,22 @@ class KvTransferServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: PERMISSION_DENIED for a ticket that is wrong, used or expired;
         FAILED_PRECONDITION when the layouts differ; DATA_LOSS when a checksum or the count is
         wrong; CANCELLED when the request ended; RESOURCE_EXHAUSTED when staging is full.
+        """
+
+    @_abc_1.abstractmethod
+    def PushShared(
+        self,
+        request_iterator: _MaybeAsyncIterator[_kv_transfer_service_pb2.PushSharedRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_kv_transfer_service_pb2.PushSharedResponse], _abc.AsyncIterator[_kv_transfer_service_pb2.PushSharedResponse]]:
+        """The same for a sender on the receiver's host, for all its transfers on one stream: the
+        pages go through shared memory that the receiver offers, everything else through the
+        stream. A sender tries this first; where it is refused, offered nothing or cannot map what
+        it is offered, it ends the stream and uses Push.
+
+        A transfer that fails ends alone, with the code that Push would have ended with; the
+        stream ends with PERMISSION_DENIED for a hello without a valid ticket, and with DATA_LOSS
+        for messages out of order.
         """
 
 def add_KvTransferServiceServicer_to_server(servicer: KvTransferServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,17 +26,19 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from headway.v1 import kv_transfer_service_pb2 as headway_dot_v1_dot_kv__transfer__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n headway/v1/prefill_service.proto\x12\nheadway.v1\x1a\x1egoogle/protobuf/duration.proto\x1a$headway/v1/kv_transfer_service.proto\"v\n\x0ePrefillRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12$\n\x06target\x18\x03 \x01(\x0b\x32\x14.headway.v1.KvTarget\x12\x10\n\x08priority\x18\x04 \x01(\r\"\x84\x01\n\x0fPrefillResponse\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x63omputed\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r2T\n\x0ePrefillService\x12\x42\n\x07Prefill\x12\x1a.headway.v1.PrefillRequest\x1a\x1b.headway.v1.PrefillResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n headway/v1/prefill_service.proto\x12\nheadway.v1\x1a\x1egoogle/protobuf/duration.proto\x1a$headway/v1/kv_transfer_service.proto\"\xcf\x01\n\x0ePrefillRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12$\n\x06target\x18\x03 \x01(\x0b\x32\x14.headway.v1.KvTarget\x12\x14\n\x08priority\x18\x04 \x01(\rB\x02\x18\x01\x12&\n\x03\x64ue\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08step_cap\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x84\x01\n\x0fPrefillResponse\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x63omputed\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r2T\n\x0ePrefillService\x12\x42\n\x07Prefill\x12\x1a.headway.v1.PrefillRequest\x1a\x1b.headway.v1.PrefillResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headway.v1.prefill_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PREFILLREQUEST']._serialized_start=118
-  _globals['_PREFILLREQUEST']._serialized_end=236
-  _globals['_PREFILLRESPONSE']._serialized_start=239
-  _globals['_PREFILLRESPONSE']._serialized_end=371
-  _globals['_PREFILLSERVICE']._serialized_start=373
-  _globals['_PREFILLSERVICE']._serialized_end=457
+  _globals['_PREFILLREQUEST'].fields_by_name['priority']._loaded_options = None
+  _globals['_PREFILLREQUEST'].fields_by_name['priority']._serialized_options = b'\030\001'
+  _globals['_PREFILLREQUEST']._serialized_start=119
+  _globals['_PREFILLREQUEST']._serialized_end=326
+  _globals['_PREFILLRESPONSE']._serialized_start=329
+  _globals['_PREFILLRESPONSE']._serialized_end=461
+  _globals['_PREFILLSERVICE']._serialized_start=463
+  _globals['_PREFILLSERVICE']._serialized_end=547
 # @@protoc_insertion_point(module_scope)

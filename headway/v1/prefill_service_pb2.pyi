@@ -11,16 +11,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PrefillRequest(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "target", "priority")
+    __slots__ = ("request_id", "prompt_token_ids", "target", "priority", "due", "step_cap")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    DUE_FIELD_NUMBER: _ClassVar[int]
+    STEP_CAP_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     target: _kv_transfer_service_pb2.KvTarget
     priority: int
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., target: _Optional[_Union[_kv_transfer_service_pb2.KvTarget, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
+    due: _duration_pb2.Duration
+    step_cap: _duration_pb2.Duration
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., target: _Optional[_Union[_kv_transfer_service_pb2.KvTarget, _Mapping]] = ..., priority: _Optional[int] = ..., due: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., step_cap: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class PrefillResponse(_message.Message):
     __slots__ = ("queued", "computed", "num_cached_tokens")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import assert_never
 
+from headway.adapters.event_log import EventLog
 from headway.core.cluster import WorkerLoad, WorkerRole, WorkerSnapshot, WorkerSpec
 from headway.core.controller import Controller
 from headway.core.events import (
@@ -46,8 +47,16 @@ from services.controller.worker_calls import Connection, WorkerCalls
 class ControllerLoop:
     """The live world around one `Controller`. Everything happens on one event loop."""
 
-    def __init__(self, controller: Controller, clock: Clock, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        controller: Controller,
+        clock: Clock,
+        telemetry: Telemetry,
+        event_log: EventLog | None = None,
+    ) -> None:
+        """Args: event_log: gets every event with its effects."""
         self._controller = controller
+        self._event_log = event_log
         self._clock = clock
         self._telemetry = telemetry
         self._calls = WorkerCalls(self.post, telemetry)
@@ -66,7 +75,11 @@ class ControllerLoop:
         self._handling = True
         try:
             while self._events:
-                for effect in self._controller.handle(self._events.popleft(), self._clock.now_s()):
+                event, now_s = self._events.popleft(), self._clock.now_s()
+                effects = self._controller.handle(event, now_s)
+                if self._event_log is not None:
+                    self._event_log.add(event, now_s, effects)
+                for effect in effects:
                     self._perform(effect)
         finally:
             self._handling = False

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import secrets
 
+from headway.adapters.build_controller import build_controller
+from headway.adapters.event_log import open_event_log
 from headway.adapters.system_clock import SystemClock
 from headway.adapters.telemetry import CONTROLLER, build_telemetry
 from headway.adapters.tokenizer import load_tokenizer
 from headway.config import Config
-from headway.core.controller import Controller
-from headway.core.planner import build_policies
-from headway.core.planner.interface import PlannerParams
+from headway.core.planner.warm_up import warm_up
 from headway.rpc.server import Server
 from headway.v1 import control_service_pb2_grpc, inference_service_pb2_grpc
 from services.controller import control_servicer, servicer
@@ -32,26 +32,19 @@ class ControllerProcess:
     """Wires one controller together. Must be made while its event loop runs.
 
     Raises:
-        ConfigError: the tokenizer or the telemetry cannot be made as configured.
+        ConfigError: the tokenizer, the telemetry or the event log cannot be made as configured.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         clock = SystemClock()
         tiers = {name: tier.slo() for name, tier in config.controller.tiers.items()}
-        params = PlannerParams(
-            guard_ratio=config.controller.guard_ratio,
-            max_best_effort_queued=config.controller.max_best_effort_queued,
-            tiers={name: slo for name, slo in tiers.items() if slo is not None},
-        )
-        controller = Controller(
-            build_policies(params).admission,
-            guard_ratio=params.guard_ratio,
-            max_requests=config.controller.max_requests,
-        )
         tokenizer = load_tokenizer(config.model)
         self._telemetry = build_telemetry(config, CONTROLLER)
-        self._loop = ControllerLoop(controller, clock, self._telemetry)
+        self._event_log = open_event_log(config.controller)
+        self._loop = ControllerLoop(
+            build_controller(config.controller), clock, self._telemetry, self._event_log
+        )
         self._server = Server((servicer.SERVICE_NAME, control_servicer.SERVICE_NAME))
         reader = RequestReader(tiers, tokenizer, lambda: secrets.token_hex(16))
         self._inference = InferenceServicer(config, self._loop, reader, self._telemetry, clock)
@@ -78,6 +71,8 @@ class ControllerProcess:
             Unavailable: the address cannot be bound.
         """
         try:
+            # Compiled code is loaded, or made, before the first request waits for it.
+            await asyncio.to_thread(warm_up)
             address = await self._server.listen(self._config.controller.listen)
             _log.info("serving on %s", address)
             listening.set_result(address)
@@ -89,6 +84,8 @@ class ControllerProcess:
         finally:
             await self._loop.close()
             self._telemetry.shutdown()
+            if self._event_log is not None:
+                await asyncio.to_thread(self._event_log.close)
 
     async def _drain(self) -> None:
         self._inference.stop_admitting()

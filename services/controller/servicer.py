@@ -9,7 +9,7 @@ import grpc
 from headway.config import Config
 from headway.core.events import CancelCause
 from headway.core.planner.interface import Constraint
-from headway.core.planner.prediction import prefill_outlook
+from headway.core.planner.prediction import prefill_queue
 from headway.core.request import RequestSpec
 from headway.errors import HeadwayError, Refused, RequestCancelled, Unavailable
 from headway.ports import Clock, Span, Telemetry
@@ -140,9 +140,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
                     role=role_to_pb(worker.spec.role),
                     num_kv_blocks=worker.spec.num_kv_blocks,
                     load=load_to_pb(worker.load),
-                    backlog=duration_to_pb(
-                        prefill_outlook(worker, now_s, guard_ratio=1.0).backlog_s
-                    ),
+                    backlog=duration_to_pb(prefill_queue(worker, now_s).backlog_s),
                 )
                 for worker in self._loop.workers
             ],

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 
 from headway.core.cluster import WorkerRole, WorkerSpec
 from headway.core.events import (
@@ -24,6 +25,7 @@ from headway.core.events import (
 from headway.errors import HeadwayError, KvTransferFailed, Refused, Unavailable
 from headway.ports import Span, Telemetry
 from headway.rpc.convert import (
+    demand_to_pb,
     duration_from_pb,
     duration_to_pb,
     finish_reason_from_pb,
@@ -126,8 +128,10 @@ class WorkerCalls:
                 request_id=request.request_id,
                 prompt_token_ids=request.prompt_token_ids,
                 sampling=sampling_to_pb(request.sampling),
-                priority=_priority(guaranteed=effect.guaranteed),
+                priority=0 if effect.promise is not None else 1,
                 kv_timeout=duration_to_pb(max(effect.remaining_s, _MIN_KV_TIMEOUT_S)),
+                demand=None if effect.promise is None else demand_to_pb(effect.promise),
+                step_cap=_optional_duration(effect.step_cap_s),
             ),
             timeout=effect.remaining_s + _DEADLINE_MARGIN_S,
             metadata=_metadata(span),
@@ -159,7 +163,8 @@ class WorkerCalls:
                 request_id=request.request_id,
                 prompt_token_ids=request.prompt_token_ids,
                 target=kv_pb.KvTarget.FromString(effect.kv_handle),
-                priority=_priority(guaranteed=effect.guaranteed),
+                due=_optional_duration(effect.due_s),
+                step_cap=_optional_duration(effect.step_cap_s),
             ),
             timeout=effect.remaining_s + _DEADLINE_MARGIN_S,
             metadata=_metadata(span),
@@ -189,8 +194,8 @@ class WorkerCalls:
         )
 
 
-def _priority(*, guaranteed: bool) -> int:
-    return 0 if guaranteed else 1
+def _optional_duration(seconds: float | None) -> Duration | None:
+    return None if seconds is None else duration_to_pb(seconds)
 
 
 def _metadata(span: Span) -> tuple[tuple[str, str], ...]:

@@ -9,13 +9,15 @@ import grpc
 
 from headway.adapters.kv_grpc.tickets import DEFAULT_TTL_S
 from headway.adapters.worker.calls import worker_call
-from headway.adapters.worker.checks import check_request
+from headway.adapters.worker.checks import check_request, check_step_cap
 from headway.adapters.worker.slots import Slots
 from headway.errors import FieldViolation, InvalidRequest
 from headway.ports import DecodeJob, Engine, EngineFinished, EngineTokens, Telemetry
 from headway.rpc.convert import (
+    demand_from_pb,
     duration_from_pb,
     finish_reason_to_pb,
+    optional_duration_from_pb,
     sampling_from_pb,
     target_to_pb,
     usage_to_pb,
@@ -73,9 +75,9 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
     def _violations(self, request: pb.DecodeRequest) -> Iterator[FieldViolation]:
         max_model_len = self._engine.info.max_model_len
         num_prompt_tokens = len(request.prompt_token_ids)
-        yield from check_request(
-            request.request_id, request.prompt_token_ids, request.priority, max_model_len
-        )
+        yield from check_request(request.request_id, request.prompt_token_ids, max_model_len)
+        if request.priority not in {0, 1}:
+            yield FieldViolation("priority", f"must be 0 or 1, got {request.priority}")
         max_tokens = request.sampling.max_tokens
         if max_tokens < 1:
             yield FieldViolation("sampling.max_tokens", "must be at least 1")
@@ -88,6 +90,12 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
         kv_timeout_s = duration_from_pb(request.kv_timeout)
         if not 0.001 <= kv_timeout_s <= _MAX_KV_TIMEOUT_S:
             yield FieldViolation("kv_timeout", f"must be 1 ms to 1 h, got {kv_timeout_s:g} s")
+        yield from check_step_cap(request)
+        if request.HasField("demand"):
+            try:
+                demand_from_pb(request.demand)
+            except ValueError as error:
+                yield FieldViolation("demand.stages", str(error))
 
     def _job(self, request: pb.DecodeRequest, traceparent: str) -> DecodeJob:
         return DecodeJob(
@@ -98,6 +106,8 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
             priority=request.priority,
             # A ticket lives no longer, and a transfer that hangs must not hold blocks for hours.
             kv_timeout_s=min(duration_from_pb(request.kv_timeout), DEFAULT_TTL_S),
+            promise=demand_from_pb(request.demand) if request.HasField("demand") else None,
+            step_cap_s=optional_duration_from_pb(request, "step_cap"),
             traceparent=traceparent,
         )
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import grpc
 
 from headway.adapters.worker.calls import worker_call
-from headway.adapters.worker.checks import check_request
+from headway.adapters.worker.checks import check_request, check_step_cap
 from headway.adapters.worker.slots import Slots
 from headway.errors import FieldViolation, InvalidRequest
 from headway.ports import Engine, PrefillJob, PrefillResult, Telemetry
-from headway.rpc.convert import duration_to_pb, target_from_pb
+from headway.rpc.convert import duration_to_pb, optional_duration_from_pb, target_from_pb
 from headway.v1 import prefill_service_pb2 as pb
 from headway.v1 import prefill_service_pb2_grpc as pb_grpc
 
@@ -39,7 +39,8 @@ class PrefillServicer(pb_grpc.PrefillServiceServicer):
                         request_id=request.request_id,
                         prompt_token_ids=tuple(request.prompt_token_ids),
                         target=target_from_pb(request.target),
-                        priority=request.priority,
+                        due_s=optional_duration_from_pb(request, "due"),
+                        step_cap_s=optional_duration_from_pb(request, "step_cap"),
                         traceparent=span.traceparent,
                     )
                 )
@@ -54,9 +55,9 @@ class PrefillServicer(pb_grpc.PrefillServiceServicer):
         yield from check_request(
             request.request_id,
             request.prompt_token_ids,
-            request.priority,
             self._engine.info.max_model_len,
         )
+        yield from check_step_cap(request)
         for name in ("address", "transfer_id", "ticket"):
             if not getattr(request.target, name):
                 yield FieldViolation(f"target.{name}", "must be given")

@@ -66,10 +66,9 @@ STAGES = {
         lambda prefill, decode: (
             decode.num_waiting == 2 and prefill.resources.num_staged_pages_created > 0
         ),
-        prompt=[1],
-        max_tokens=900,
-        blocker_prompt=(2,),
-        blocker_max_tokens=900,
+        prompt=list(range(40)),
+        blocker_prompt=tuple(LONG_PROMPT),
+        blocker_max_tokens=20,
     ),
     "decoding": Stage(
         lambda _, decode: decode.num_running == 1,

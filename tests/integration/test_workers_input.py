@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from headway.errors import HeadwayError, InvalidRequest
 from headway.rpc.errors import error_from_rpc
-from headway.v1.decode_service_pb2 import DecodeRequest
+from headway.v1.decode_service_pb2 import DecodeRequest, Demand, DemandStage
 from headway.v1.generation_pb2 import SamplingParams
 from headway.v1.kv_transfer_service_pb2 import KvTarget
 from headway.v1.prefill_service_pb2 import PrefillRequest
@@ -78,6 +78,36 @@ BAD_DECODES: dict[str, tuple[DecodeRequest, str]] = {
         ),
         "priority",
     ),
+    "a step cap of nothing": (
+        DecodeRequest(
+            request_id="a",
+            prompt_token_ids=[1],
+            sampling=SamplingParams(max_tokens=1),
+            kv_timeout=Duration(seconds=1),
+            step_cap=Duration(),
+        ),
+        "step_cap",
+    ),
+    "a demand without stages": (
+        DecodeRequest(
+            request_id="a",
+            prompt_token_ids=[1],
+            sampling=SamplingParams(max_tokens=1),
+            kv_timeout=Duration(seconds=1),
+            demand=Demand(first_token=Duration(seconds=1)),
+        ),
+        "demand.stages",
+    ),
+    "a demand without a pace": (
+        DecodeRequest(
+            request_id="a",
+            prompt_token_ids=[1],
+            sampling=SamplingParams(max_tokens=1),
+            kv_timeout=Duration(seconds=1),
+            demand=Demand(first_token=Duration(seconds=1), stages=[DemandStage()]),
+        ),
+        "demand.stages",
+    ),
 }
 
 BAD_PREFILLS: dict[str, tuple[PrefillRequest, str]] = {
@@ -103,6 +133,12 @@ BAD_PREFILLS: dict[str, tuple[PrefillRequest, str]] = {
         ),
         "target.ticket",
     ),
+    "a negative step cap": (
+        PrefillRequest(
+            request_id="a", prompt_token_ids=[1], target=NOWHERE, step_cap=Duration(seconds=-1)
+        ),
+        "step_cap",
+    ),
 }
 
 
@@ -125,12 +161,11 @@ async def test_a_prefill_worker_says_what_is_wrong(pair: Pair, name: str) -> Non
 
 
 async def test_a_prefill_worker_names_all_that_is_wrong(pair: Pair) -> None:
-    error = await rejected_prefill(pair, PrefillRequest(priority=7))
+    error = await rejected_prefill(pair, PrefillRequest())
     assert isinstance(error, InvalidRequest)
     assert {violation.field for violation in error.violations} == {
         "request_id",
         "prompt_token_ids",
-        "priority",
         "target.address",
         "target.transfer_id",
         "target.ticket",

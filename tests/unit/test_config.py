@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from headway.config import Config, load_config, load_profile
+from headway.config import Config, load_config, load_full_profile, load_profile
 from headway.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -74,3 +75,88 @@ def test_every_shipped_config_and_its_profile_can_be_read(path: Path) -> None:
     config = load_config(path)
     assert load_profile(ROOT / config.engine.profile).floor_s > 0
     assert config.controller.tiers
+
+
+PROFILES = sorted((ROOT / "profiles").glob("*.toml"))
+GPU_MEMORY_BYTES = {"h100": 80e9, "h100x2": 160e9, "h200": 141e9, "a100": 80e9}
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.name)
+def test_every_shipped_profile_can_be_read(path: Path) -> None:
+    profile = load_full_profile(path)
+    assert profile.perf_model == load_profile(path)
+    is_gpu = path.name.split("-")[0] in GPU_MEMORY_BYTES
+    assert [part is not None for part in (profile.truth, profile.draft, profile.memory)] == [
+        is_gpu
+    ] * 3
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.name)
+def test_truth_and_memory_of_a_shipped_profile_make_sense(path: Path) -> None:
+    profile = load_full_profile(path)
+    if profile.truth is None or profile.memory is None:
+        return
+    # The planner's model of the matrix products is not far from the measured curve.
+    model, tokens = profile.perf_model, np.array(profile.truth.knots)
+    roofline_s = np.maximum(model.floor_s, model.token_s * tokens + model.fixed_s)
+    assert np.array(profile.truth.times_s) == pytest.approx(roofline_s, rel=0.25)
+    # KV is read from memory at between a third and all of its bandwidth.
+    kv_bytes_per_s = profile.memory.kv_bytes_per_token / profile.truth.context_token_s
+    assert 1e12 * profile.memory.num_gpus < kv_bytes_per_s < 4.8e12 * profile.memory.num_gpus
+    kv_bytes = profile.memory.num_kv_tokens * profile.memory.kv_bytes_per_token
+    assert kv_bytes < 0.9 * GPU_MEMORY_BYTES[path.name.split("-")[0]]
+
+
+PROFILE = """
+source = "a test"
+measured_on = "paper"
+[perf_model]
+floor_s = 0.01
+token_s = 1e-5
+fixed_s = 0.002
+sequence_s = 0.0
+context_token_s = 0.0
+prefill_attention_s = 0.0
+chunk_s = 0.0
+"""
+TRUTH = """
+[truth]
+knots = [1, 64, 256]
+times_s = [0.010, 0.011, 0.013]
+sequence_s = 1e-6
+context_token_s = 2e-8
+prefill_attention_s = 0.0
+chunk_s = 1e-4
+"""
+
+
+def test_the_simulation_tables_of_a_profile_are_optional(tmp_path: Path) -> None:
+    path = tmp_path / "profile.toml"
+    path.write_text(PROFILE)
+    assert load_full_profile(path).truth is None
+    path.write_text(PROFILE + TRUTH)
+    truth = load_full_profile(path).truth
+    assert truth is not None
+    assert (truth.knots, truth.times_s[-1], truth.chunk_s) == ((1, 64, 256), 0.013, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[1, 64, 256]", "[1, 64]", "at least two knots, and times_s for each"),
+        ("[1, 64, 256]", "[1, 256, 64]", "knots must ascend"),
+        ("[1, 64, 256]", "[0, 64, 256]", "truth.knots.0"),
+        ("[0.010, 0.011, 0.013]", "[0.010, 0.011, 0.0]", "truth.times_s.2"),
+        ("chunk_s = 1e-4", "chunk_s = -1e-4", "truth.chunk_s"),
+        ("chunk_s = 1e-4", "", "truth.chunk_s"),
+        ("[truth]", "[memory]\nnum_kv_tokens = 0\n[truth]", "memory.num_kv_tokens"),
+        ("[truth]", "[draft]\nfloor_s = inf\n[truth]", "draft.floor_s"),
+        ("[truth]", "[truths]", "truths"),
+    ],
+)
+def test_a_mistake_in_a_profile_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
+    path = tmp_path / "profile.toml"
+    assert old in TRUTH
+    path.write_text(PROFILE + TRUTH.replace(old, new))
+    with pytest.raises(ConfigError, match=said):
+        load_full_profile(path)

@@ -56,8 +56,8 @@ class Asked:
     target: KvTarget
     prompt: tuple[int, ...]
 
-    def prefill_job(self, priority: int = 0) -> PrefillJob:
-        return PrefillJob(self.request_id, self.prompt, self.target, priority)
+    def prefill_job(self, due_s: float | None = None) -> PrefillJob:
+        return PrefillJob(self.request_id, self.prompt, self.target, due_s)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -39,9 +40,11 @@ def engine_process(worker: psutil.Process) -> psutil.Process:
     """The child that runs the engine, from its first moment on."""
     while True:
         for child in worker.children():
-            command = " ".join(child.cmdline())
-            if "spawn_main" in command or "EngineCore" in command:
-                return child
+            # vLLM also starts short-lived helpers, which may be gone before they are looked at.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                command = " ".join(child.cmdline())
+                if "spawn_main" in command or "EngineCore" in command:
+                    return child
         time.sleep(0.02)
 
 

@@ -138,23 +138,29 @@ async def test_output_ends_before_a_stop_string(pair: Pair, model_dir: Path) -> 
     await pair.settled()
 
 
-async def test_a_guaranteed_prompt_overtakes_best_effort_ones(pair: Pair) -> None:
+async def test_prompts_start_in_the_order_they_are_due_and_best_effort_last(pair: Pair) -> None:
     order: list[str] = []
 
-    async def generate(name: str, prompt: list[int], priority: int) -> None:
+    async def generate(name: str, prompt: list[int], due_s: float | None) -> None:
         asked = pair.ask(prompt)
         decoding = asyncio.create_task(pair.decode_into(Output(), asked, greedy(1)))
-        await pair.prefill.prefill(asked.prefill_job(priority))
+        await pair.prefill.prefill(asked.prefill_job(due_s))
         order.append(name)
         await decoding
 
-    low = [
-        asyncio.create_task(generate(f"low {i}", prompt_of(400, seed=20 + i), 1)) for i in range(3)
+    asking = [
+        asyncio.create_task(generate(f"best effort {i}", prompt_of(400, seed=20 + i), None))
+        for i in range(3)
     ]
     await until(pair.prefill, lambda load: load.num_running + load.num_waiting == 3)
-    await generate("guaranteed", prompt_of(64, seed=30), 0)
-    await asyncio.gather(*low)
-    assert order.index("guaranteed") <= 1
+    for name, due_s in (("late", 30.0), ("later", 40.0), ("soon", 20.0), ("overdue", -1.0)):
+        prompt = prompt_of(300, seed=30 + int(due_s))
+        asking.append(asyncio.create_task(generate(name, prompt, due_s)))
+    await asyncio.gather(*asking)
+    # One best-effort prompt was under way, and what is under way is not overtaken.
+    promised = [name for name in order if not name.startswith("best effort")]
+    assert promised == ["overdue", "soon", "late", "later"]
+    assert order.index("later") <= 4
     await pair.settled()
 
 

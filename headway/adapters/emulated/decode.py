@@ -1,23 +1,28 @@
-"""The decode role: pages arrive and are checked, then one token per step for every sequence."""
+"""The decode role: pages arrive and are checked, then tokens as their due times demand."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 import itertools
+import math
 import secrets
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from headway.adapters.emulated import content
+from headway.adapters.emulated.batch import Batch
 from headway.adapters.emulated.steps import BlockPool, StepLoop
 from headway.adapters.kv_grpc.layout import PageLayout
 from headway.adapters.kv_grpc.numpy_store import NumpyPageStore
 from headway.adapters.kv_grpc.receiver import KvReceiver, TransferOutcome
 from headway.adapters.kv_grpc.tickets import TicketMint
 from headway.config import EmulatedConfig
+from headway.core.batch_state import ARRIVING, DECODE
 from headway.core.perf_model import PerfModel, StepShape
+from headway.core.request_table import demand_fields
+from headway.core.slo import DemandLine
 from headway.errors import EngineFailed, HeadwayError, KvTransferFailed
 from headway.ports import (
     DecodeJob,
@@ -38,9 +43,10 @@ class _Sequence:
     kv_due_at_s: float = field(compare=False)
     block_hashes: list[bytes] = field(compare=False)
     output: content.Output = field(compare=False)
+    demand: DemandLine | None = field(compare=False)
     progress: asyncio.Event = field(compare=False, default_factory=asyncio.Event)
-    block_ids: list[int] = field(compare=False, default_factory=list)
     num_ready: int = field(compare=False, default=0)
+    num_recomputed: int = field(compare=False, default=0)
     kv_transfer: KvTransferRecord | None = field(compare=False, default=None)
     failure: HeadwayError | None = field(compare=False, default=None)
 
@@ -56,12 +62,18 @@ class _Sequence:
 class DecodeWork:
     """Implements `steps.StepWork`.
 
-    A sequence gets KV blocks for its prompt and all its output, in order of (priority,
-    arrival), then waits for its pages, then takes part in every step until its output ends.
+    A sequence gets KV blocks for its prompt, in order of (priority, arrival), then waits for
+    its pages; from then on the planner's batch former says in which steps it takes part. One
+    that loses its blocks to another computes its prompt and its output so far again.
     """
 
     def __init__(
-        self, engine: EmulatedConfig, layout: PageLayout, perf_model: PerfModel, host: str
+        self,
+        engine: EmulatedConfig,
+        layout: PageLayout,
+        perf_model: PerfModel,
+        guard_ratio: float,
+        host: str,
     ) -> None:
         self._engine = engine
         self._layout = layout
@@ -71,11 +83,11 @@ class DecodeWork:
         self._mint = TicketMint(secret)
         self.transport = KvReceiver(host, layout, self._store, secret)
         self.steps = StepLoop(self, perf_model)
+        self.batch = Batch(engine, perf_model, guard_ratio, self.blocks)
         self._arrivals = itertools.count()
         self._waiting: list[_Sequence] = []
         self._loading: dict[str, _Sequence] = {}
         self._running: dict[str, _Sequence] = {}
-        self._num_context_tokens = 0
 
     @property
     def num_waiting(self) -> int:
@@ -110,8 +122,9 @@ class DecodeWork:
                 new = slice(num_taken, sequence.num_ready)
                 num_taken = sequence.num_ready
                 yield EngineTokens(tuple(output.token_ids[new]), output.text[new])
-            # The last prompt token is what the first step computes from.
-            yield EngineFinished(output.finish_reason, 1, sequence.kv_transfer)
+            yield EngineFinished(
+                output.finish_reason, sequence.num_recomputed, sequence.kv_transfer
+            )
         finally:
             timer.cancel()
             self._forget(sequence)
@@ -120,16 +133,20 @@ class DecodeWork:
         for outcome in self.transport.poll() if self._loading else ():
             self._transfer_ended(outcome)
         self._reserve_blocks()
-        if not self._running:
-            return None
-        return StepShape(
-            num_decodes=len(self._running), num_decode_context_tokens=self._num_context_tokens
-        )
+        return self.batch.form(time.monotonic(), self.steps.step_time_ratio)
 
     def end_step(self) -> None:
-        for sequence in list(self._running.values()):
-            sequence.num_ready += 1
-            self._num_context_tokens += 1
+        now_s = time.monotonic()
+        for request_id, num_outputs in self.batch.compute():
+            sequence = self._running[request_id]
+            if num_outputs == sequence.num_ready:
+                continue  # a part of what it computes again
+            if sequence.demand is not None:
+                sequence.demand.token(sequence.output.token_ids[sequence.num_ready], now_s)
+                record = self.batch.requests[request_id]
+                for name, value in demand_fields(sequence.demand).items():
+                    record[name] = value
+            sequence.num_ready = num_outputs
             sequence.progress.set()
             if sequence.num_ready == len(sequence.output.token_ids):
                 self._finish(sequence)
@@ -143,15 +160,18 @@ class DecodeWork:
         hashes = content.block_hashes(
             job.prompt_token_ids, self._engine.kv_block_size, self._engine.seed
         )
+        now_s = time.monotonic()
         sequence = _Sequence(
             job.priority,
             next(self._arrivals),
             job,
-            time.monotonic() + job.kv_timeout_s,
+            now_s + job.kv_timeout_s,
             hashes,
             content.output(hashes[-1], job.sampling),
+            DemandLine(job.promise, now_s) if job.promise is not None else None,
         )
         heapq.heappush(self._waiting, sequence)
+        self.batch.cap_steps(job.step_cap_s)
         self.steps.work_arrived()
         return sequence
 
@@ -159,20 +179,56 @@ class DecodeWork:
         while (
             self._waiting and len(self._running) + len(self._loading) < self._engine.max_num_running
         ):
-            job = self._waiting[0].job
-            num_tokens = len(job.prompt_token_ids) + job.sampling.max_tokens
-            num_blocks = -(-num_tokens // self._engine.kv_block_size)
-            if num_blocks > self.blocks.num_free:
+            sequence = self._waiting[0]
+            num_missing = sequence.num_prompt_blocks - self.blocks.num_free
+            if num_missing > 0 and not self._make_room(sequence, num_missing):
                 return
-            sequence = heapq.heappop(self._waiting)
-            sequence.block_ids = self.blocks.allocate(num_blocks)
-            self._loading[job.target.transfer_id] = sequence
-            self.transport.expect(
-                job.target.transfer_id,
-                sequence.block_ids[: sequence.num_prompt_blocks],
-                first_block=0,
-                timeout_s=max(0.0, sequence.kv_due_at_s - time.monotonic()),
-            )
+            heapq.heappop(self._waiting)
+            self._expect(sequence)
+
+    def _make_room(self, sequence: _Sequence, num_blocks: int) -> bool:
+        """Preempt best effort, the last that came first, if that frees so many blocks."""
+        if sequence.demand is None:
+            return False
+        victims = sorted(
+            (
+                other
+                for other in self._running.values()
+                if other.demand is None and other.job.request_id in self.batch.block_ids
+            ),
+            key=lambda other: other.arrival,
+        )
+        held = [len(self.batch.block_ids[victim.job.request_id]) for victim in victims]
+        if sum(held) < num_blocks:
+            return False
+        while num_blocks > 0:
+            num_blocks -= held.pop()
+            self.batch.preempt(victims.pop().job.request_id)
+        return True
+
+    def _expect(self, sequence: _Sequence) -> None:
+        """Take the blocks of a prompt and let its pages come."""
+        job = sequence.job
+        num_prompt_tokens = len(job.prompt_token_ids)
+        self.batch.requests.add(
+            job.request_id,
+            {
+                "order": sequence.arrival,
+                "phase": ARRIVING,
+                "prefill_due_at_s": math.inf,
+                "num_prompt_tokens": num_prompt_tokens,
+                "num_output_bound": job.sampling.max_tokens,
+                **demand_fields(sequence.demand),
+            },
+        )
+        self.batch.hold_blocks_for(job.request_id, num_prompt_tokens)
+        self._loading[job.target.transfer_id] = sequence
+        self.transport.expect(
+            job.target.transfer_id,
+            self.batch.block_ids[job.request_id],
+            first_block=0,
+            timeout_s=max(0.0, sequence.kv_due_at_s - time.monotonic()),
+        )
 
     def _transfer_ended(self, outcome: TransferOutcome) -> None:
         sequence = self._loading.pop(outcome.transfer_id, None)
@@ -185,13 +241,16 @@ class DecodeWork:
             sequence.fail(KvTransferFailed("the pages that arrived are not those of the prompt"))
         else:
             self._running[sequence.job.request_id] = sequence
-            self._num_context_tokens += len(sequence.job.prompt_token_ids)
+            record = self.batch.requests[sequence.job.request_id]
+            record["phase"] = DECODE
+            # The last prompt token is what the first step computes from.
+            record["num_computed_tokens"] = record["num_prompt_tokens"] - 1
             sequence.kv_transfer = outcome.record
             return
         self._release_blocks(sequence)
 
     def _pages_are_right(self, sequence: _Sequence) -> bool:
-        block_ids = sequence.block_ids[: sequence.num_prompt_blocks]
+        block_ids = self.batch.block_ids[sequence.job.request_id]
         return all(
             b"".join(self._store.read(layer, block_ids))
             == content.pages(sequence.block_hashes, layer, self._layout.page_bytes)
@@ -203,8 +262,10 @@ class DecodeWork:
             sequence.fail(KvTransferFailed("no KV blocks became free in time"))
 
     def _finish(self, sequence: _Sequence) -> None:
-        del self._running[sequence.job.request_id]
-        self._num_context_tokens -= len(sequence.job.prompt_token_ids) + sequence.num_ready
+        request_id = sequence.job.request_id
+        del self._running[request_id]
+        num_times = self.batch.num_preemptions[request_id]
+        sequence.num_recomputed = 1 + num_times * len(sequence.job.prompt_token_ids)
         self._release_blocks(sequence)
 
     def _forget(self, sequence: _Sequence) -> None:
@@ -225,6 +286,6 @@ class DecodeWork:
                 self._release_blocks(sequence)
 
     def _release_blocks(self, sequence: _Sequence) -> None:
-        self.blocks.release(sequence.block_ids)
+        self.batch.remove(sequence.job.request_id)
         # They may be what the next request waits for.
         self.steps.work_arrived()

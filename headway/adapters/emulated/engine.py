@@ -51,13 +51,16 @@ async def open_emulated_engine(
         max_num_running=engine.max_num_running,
         kv_bytes_per_token=engine.kv_bytes_per_token,
         perf_model=perf_model,
+        forms_steps_by_deadline=True,
     )
+    guard_ratio = config.controller.guard_ratio
     work: PrefillWork | DecodeWork
     match role:
         case WorkerRole.PREFILL:
-            work = PrefillWork(engine, layout, perf_model)
+            work = PrefillWork(engine, layout, perf_model, guard_ratio)
         case WorkerRole.DECODE:
-            work = DecodeWork(engine, layout, perf_model, host)
+            work = DecodeWork(engine, layout, perf_model, guard_ratio, host)
+    await asyncio.to_thread(work.batch.warm_up)
     return EmulatedEngine(info, work)
 
 

@@ -48,6 +48,11 @@ class ExpectedTransfers:
         with self._lock:
             return self._gate.redeem(transfer_id, ticket)
 
+    def check_ticket(self, transfer_id: str, ticket: bytes) -> None:
+        """As `TicketGate.check`."""
+        with self._lock:
+            self._gate.check(transfer_id, ticket)
+
     def add(self, transfer: IncomingTransfer) -> None:
         """Expect a transfer; it fails at once if its sender has come and gone already."""
         transfer_id = transfer.transfer_id

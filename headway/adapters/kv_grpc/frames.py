@@ -21,6 +21,8 @@ from headway.errors import KvTransferFailed
 from headway.v1 import kv_transfer_service_pb2 as pb
 
 MAX_PAYLOAD_BYTES = 1 << 20
+# What may be on its way to a receiver; it bounds what a slow one makes both sides hold.
+WINDOW_BYTES = 32 << 20
 
 # Field number << 3 | wire type, for the six fixed32 fields 3..8 and the bytes field 9.
 _FIXED32_TAGS = tuple(number << 3 | 5 for number in range(3, 9))
@@ -53,6 +55,20 @@ class PageFrame:
     payload: memoryview
 
 
+@dataclass(frozen=True, slots=True)
+class GatheredFrame:
+    """A frame that waits to be sent, either as a message or in a slot of shared memory.
+
+    Attributes:
+        message: the whole of it; the frame's payload is a view into it.
+        slot: where the payload lies if there is no message.
+    """
+
+    frame: PageFrame
+    message: bytes | None
+    slot: int | None
+
+
 def checksum(views: Sequence[memoryview], value: int = 0) -> int:
     """CRC-32C of contiguous buffers, one after the other, continued from `value`."""
     for view in views:
@@ -81,17 +97,45 @@ def _from_varint5(data: bytes) -> int | None:
 
 def encode(sequence: int, pages: PageRange, views: Sequence[memoryview]) -> bytes:
     """One page frame as a message for the wire; `views` are copied exactly once."""
+    message = gather_message(sequence, pages, views).message
+    assert message is not None
+    return message
+
+
+def gather_message(sequence: int, pages: PageRange, views: Sequence[memoryview]) -> GatheredFrame:
+    """A page frame with the message that carries it; `views` are copied exactly once."""
+    crc32c = checksum(views)
     fields = (
         sequence,
         pages.first_layer,
         pages.num_layers,
         pages.first_block,
         pages.num_blocks,
-        checksum(views),
+        crc32c,
     )
     tagged = [part for pair in zip(_FIXED32_TAGS, fields, strict=True) for part in pair]
     length = _varint5(sum(view.nbytes for view in views))
-    return b"".join([_HEADER.pack(*tagged, _PAYLOAD_TAG, length), *views])
+    message = b"".join([_HEADER.pack(*tagged, _PAYLOAD_TAG, length), *views])
+    frame = PageFrame(sequence, pages, crc32c, memoryview(message)[HEADER_BYTES:])
+    return GatheredFrame(frame, message, None)
+
+
+def gather_into(
+    memory: memoryview,
+    slot: int,
+    sequence: int,
+    pages: PageRange,
+    views: Sequence[memoryview],
+) -> GatheredFrame:
+    """A page frame whose payload lies in `memory`, which is that slot's."""
+    end = 0
+    for view in views:
+        start, end = end, end + view.nbytes
+        # Not with numpy, which hands the interpreter to another thread at every copy.
+        memory[start:end] = view
+    # Of the copy, which has just passed through the cache.
+    payload = memory[:end]
+    return GatheredFrame(PageFrame(sequence, pages, checksum([payload]), payload), None, slot)
 
 
 def decode(message: bytes | memoryview) -> pb.PushOpen | pb.PushCommit | PageFrame:
@@ -173,20 +217,22 @@ def _frame_shape(layout: PageLayout, num_blocks: int) -> tuple[int, int]:
     return num_layers, num_blocks_at_once
 
 
-def without_blocks_before(message: bytes, first_block: int, layout: PageLayout) -> bytes | None:
-    """What is left of an encoded frame without its earlier blocks; None if nothing is."""
-    frame = decode(message)
-    assert isinstance(frame, PageFrame)
+def without_blocks_before(
+    gathered: GatheredFrame, first_block: int, layout: PageLayout
+) -> GatheredFrame | None:
+    """What is left of a frame without its earlier blocks; None if nothing is."""
+    frame = gathered.frame
     pages = frame.pages
     num_dropped = max(0, first_block - pages.first_block)
     if num_dropped >= pages.num_blocks:
         return None
     if num_dropped == 0:
-        return message
+        return gathered
     kept = PageRange(
         pages.first_layer, pages.num_layers, first_block, pages.num_blocks - num_dropped
     )
     layer_bytes = pages.num_blocks * layout.page_bytes
     kept_bytes = kept.num_blocks * layout.page_bytes
     ends = [(layer + 1) * layer_bytes for layer in range(pages.num_layers)]
-    return encode(frame.sequence, kept, [frame.payload[end - kept_bytes : end] for end in ends])
+    views = [frame.payload[end - kept_bytes : end] for end in ends]
+    return gather_message(frame.sequence, kept, views)

@@ -29,7 +29,11 @@ class PageStore(Protocol):
     """The KV memory of one engine. Block ids are the engine's own."""
 
     def read(self, layer: int, block_ids: Sequence[int]) -> list[memoryview]:
-        """One contiguous view of `page_bytes` for each block; valid until the next engine step."""
+        """The pages of these blocks one after the other, as contiguous views.
+
+        Few long views are copied faster than many short ones. Valid until the next engine
+        step.
+        """
         ...
 
     def write(self, layer: int, block_ids: Sequence[int], payload: memoryview) -> None:
@@ -46,3 +50,18 @@ class StagedPageCounters:
 
     num_created: int
     num_released: int
+
+
+def runs(block_ids: Sequence[int]) -> list[slice]:
+    """Cut block ids into stretches that lie one after the other in memory, in order."""
+    stretches: list[slice] = []
+    start = stop = None
+    for block_id in block_ids:
+        if block_id != stop:
+            if start is not None:
+                stretches.append(slice(start, stop))
+            start = block_id
+        stop = block_id + 1
+    if start is not None:
+        stretches.append(slice(start, stop))
+    return stretches

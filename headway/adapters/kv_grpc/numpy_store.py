@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headway.adapters.kv_grpc.layout import PageLayout
+from headway.adapters.kv_grpc.layout import PageLayout, runs
 
 
 class NumpyPageStore:
@@ -20,8 +20,13 @@ class NumpyPageStore:
         self.pages = np.zeros((layout.num_layers, num_blocks, layout.page_bytes), np.uint8)
 
     def read(self, layer: int, block_ids: Sequence[int]) -> list[memoryview]:
-        return [self.pages[layer, block_id].data for block_id in block_ids]
+        rows = self.pages[layer]
+        return [rows[run].reshape(-1).data for run in runs(block_ids)]
 
     def write(self, layer: int, block_ids: Sequence[int], payload: memoryview) -> None:
-        rows = np.frombuffer(payload, np.uint8).reshape(len(block_ids), self.pages.shape[2])
-        self.pages[layer, block_ids] = rows
+        rows = self.pages[layer]
+        end = 0
+        for run in runs(block_ids):
+            target = rows[run].reshape(-1).data
+            start, end = end, end + target.nbytes
+            target[:] = payload[start:end]

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
-
-import grpc
+import logging
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
 
 from headway.adapters.kv_grpc.expected import ExpectedTransfers, TransferOutcome
-from headway.adapters.kv_grpc.frames import HEADER_BYTES, PageFrame, decode
+from headway.adapters.kv_grpc.frames import PageFrame
 from headway.adapters.kv_grpc.incoming import IncomingTransfer
+from headway.adapters.kv_grpc.incoming_stream import (
+    Context,
+    IncomingStream,
+    OwnIncoming,
+    listen,
+    write,
+)
 from headway.adapters.kv_grpc.layout import PageLayout, PageStore, StagedPageCounters
 from headway.adapters.kv_grpc.loop_thread import LoopThread
+from headway.adapters.kv_grpc.segment import OfferedSegment
+from headway.adapters.kv_grpc.shared_incoming import SharedIncoming, read_hello
 from headway.errors import (
     DeadlineExceeded,
     HeadwayError,
@@ -22,26 +30,23 @@ from headway.errors import (
     RequestCancelled,
 )
 from headway.rpc.errors import domain_errors
-from headway.rpc.server import MAX_MESSAGE_BYTES, SERVER_OPTIONS
 from headway.v1 import kv_transfer_service_pb2 as pb
 
 __all__ = ["KvReceiver", "TransferOutcome"]
 
-_SERVICE = pb.DESCRIPTOR.services_by_name["KvTransferService"]
-
-_RECEIVE_LIMIT = "grpc.max_receive_message_length"
-_MAX_STREAMS = 1024
+_LOG = logging.getLogger(__name__)
 
 # Streams that show no ticket must not stay.
 _OPEN_TIMEOUT_S = 5.0
 
-# Progress is told when so much has come or when nothing more comes, whichever is first: an
-# answer to every frame costs a tenth of the throughput.
+# Progress is told when so much has come or nothing more comes, whichever is first: over the
+# network an answer to every frame costs a tenth of the throughput.
 _ACK_EVERY_BYTES = 4 << 20
-_ACK_WITHIN_S = 0.001
 
-# Request and response are raw bytes: see frames.
-_Context = grpc.aio.ServicerContext[bytes, bytes]
+# Senders of this host that may have memory at once; others send their pages in messages.
+_MAX_SEGMENTS = 16
+
+MessageT = TypeVar("MessageT")
 
 
 class KvReceiver:
@@ -58,6 +63,7 @@ class KvReceiver:
         secret: bytes,
         *,
         max_waiting: int = 256,
+        shares_memory: bool = True,
     ) -> None:
         """Listen on a free port.
 
@@ -66,38 +72,27 @@ class KvReceiver:
             layout: of our pages; a sender must have the same.
             store: where the pages go.
             secret: shared with the `TicketMint` of this worker.
-            max_waiting: streams that may wait for their transfer to be expected.
+            max_waiting: transfers that may be open and wait to be expected.
+            shares_memory: offer shared memory to senders of this host.
 
         Raises:
             RuntimeError: `host` cannot be bound.
         """
         self._layout = layout
         self._max_waiting = max_waiting
+        self._shares_memory = shares_memory
         self._expected = ExpectedTransfers(store, secret)
         self._closed = False
         # Touched on the loop only.
         self._waiting: dict[str, asyncio.Event] = {}
         self._streams: dict[str, asyncio.Timeout] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._shared: dict[str, SharedIncoming] = {}
         self._thread = LoopThread("kv-receiver")
-        self._server, self._address = self._thread.wait_for(self._listen(host))
-
-    async def _listen(self, host: str) -> tuple[grpc.aio.Server, str]:
-        max_message_bytes = max(MAX_MESSAGE_BYTES, self._layout.page_bytes + HEADER_BYTES)
-        server = grpc.aio.server(
-            # Not appended: of two equal keys grpc takes the first.
-            options=[*({**dict(SERVER_OPTIONS), _RECEIVE_LIMIT: max_message_bytes}).items()],
-            maximum_concurrent_rpcs=_MAX_STREAMS,
+        methods = {"Push": self._push, "PushShared": self._push_shared}
+        self._server, self._address = self._thread.wait_for(
+            listen(host, methods, layout.page_bytes)
         )
-        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(
-            self._push
-        )
-        server.add_generic_rpc_handlers(
-            [grpc.method_handlers_generic_handler(_SERVICE.full_name, {"Push": handler})]
-        )
-        port = server.add_insecure_port(f"{host}:0")
-        await server.start()
-        return server, f"{host}:{port}"
 
     @property
     def address(self) -> str:
@@ -149,7 +144,7 @@ class KvReceiver:
             return
         self._closed = True
         self._expected.abort_all()
-        self._thread.wait_for(self._server.stop(None))
+        self._thread.wait_for(self._stop_listening())
         self._thread.close()
 
     # Below: on the loop.
@@ -164,6 +159,11 @@ class KvReceiver:
         if event := self._waiting.get(transfer_id):
             event.set()
 
+    async def _stop_listening(self) -> None:
+        for shared in list(self._shared.values()):
+            await shared.end()
+        await self._server.stop(None)
+
     def _time_out(self, transfer_id: str, error: str) -> None:
         self._expected.fail(transfer_id, error)
         self._stop_stream(transfer_id)
@@ -177,33 +177,72 @@ class KvReceiver:
         if timer := self._timers.pop(transfer_id, None):
             timer.cancel()
 
-    async def _push(self, _requests: object, context: _Context) -> None:
+    async def _push(self, _requests: object, context: Context) -> None:
         async with domain_errors(context):
+            stream = OwnIncoming(context)
             try:
-                async with asyncio.timeout(_OPEN_TIMEOUT_S):
-                    opened = decode(await self._read(context))
-            except TimeoutError:
-                raise DeadlineExceeded("the stream does not start with open") from None
-            if not isinstance(opened, pb.PushOpen):
-                raise KvTransferFailed("the stream does not start with open")
-            valid_s = self._expected.redeem(opened.transfer_id, opened.ticket)
-            await self._receive(opened, valid_s, context)
+                opened = await self._first(stream.read())
+                if not isinstance(opened, pb.PushOpen):
+                    raise KvTransferFailed("the stream does not start with open")
+                await self._receive(opened, stream)
+            finally:
+                stream.close()
 
-    async def _receive(self, opened: pb.PushOpen, valid_s: float, context: _Context) -> None:
-        """Everything after the ticket was accepted; on every way out the transfer has ended."""
+    async def _push_shared(self, _requests: object, context: Context) -> None:
+        async with domain_errors(context):
+            hello = await self._first(read_hello(context))
+            self._expected.check_ticket(hello.transfer_id, hello.ticket)
+            segment = self._offer_segment(hello.transfer_id)
+            if segment is None:
+                await write(context, pb.PushSharedResponse())
+                return
+            shared = SharedIncoming(context, segment, self._layout, self._receive)
+            self._shared[hello.transfer_id] = shared
+            try:
+                await shared.run()
+            finally:
+                del self._shared[hello.transfer_id]
+                segment.close()
+
+    def _offer_segment(self, transfer_id: str) -> OfferedSegment | None:
+        """Memory for one sender of this host, once for a ticket; None if there is none for it."""
+        has_room = transfer_id not in self._shared and len(self._shared) < _MAX_SEGMENTS
+        if not (self._shares_memory and has_room):
+            return None
+        try:
+            return OfferedSegment.for_frames(self._layout.page_bytes)
+        except OSError as error:
+            _LOG.warning("no shared memory for a sender of KV pages: %s", error)
+            return None
+
+    @staticmethod
+    async def _first(reading: Awaitable[MessageT]) -> MessageT:
+        try:
+            async with asyncio.timeout(_OPEN_TIMEOUT_S):
+                return await reading
+        except TimeoutError:
+            raise DeadlineExceeded("the stream does not start with open") from None
+
+    async def _receive(self, opened: pb.PushOpen, stream: IncomingStream) -> None:
+        """One transfer from its open on; on every way out it has ended.
+
+        Raises:
+            HeadwayError: it has failed, for that reason.
+        """
         transfer_id = opened.transfer_id
+        valid_s = self._expected.redeem(transfer_id, opened.ticket)
         error = "the stream broke off before the commit"
         given_up = False
         transfer: IncomingTransfer | None = None
         try:
-            async with asyncio.timeout(None) as stream:
-                self._streams[transfer_id] = stream
+            async with asyncio.timeout(None) as timeout:
+                self._streams[transfer_id] = timeout
                 self._check_layout(opened)
                 transfer = await self._until_expected(transfer_id, valid_s)
                 transfer.check_announced(opened.num_blocks)
                 accepted = pb.PushAccepted(first_block=transfer.first_block)
-                await self._write(context, pb.PushResponse(accepted=accepted))
-                await self._receive_pages(transfer, context)
+                await stream.write(pb.PushResponse(accepted=accepted))
+                await self._receive_pages(transfer, stream)
         except TimeoutError:
             # Only _stop_stream gives this timeout a deadline.
             given_up = True
@@ -241,54 +280,22 @@ class KvReceiver:
         finally:
             del self._waiting[transfer_id]
 
-    async def _receive_pages(self, transfer: IncomingTransfer, context: _Context) -> None:
-        # The next message is fetched while this one's pages are checked and written.
-        reading = asyncio.create_task(self._read(context))
+    async def _receive_pages(self, transfer: IncomingTransfer, stream: IncomingStream) -> None:
         num_bytes_acked = 0
-        try:
-            while True:
-                match decode(await reading):
-                    case PageFrame() as frame:
-                        reading = asyncio.create_task(self._read(context))
-                        transfer.verify(frame)
-                        self._expected.write(transfer, frame)
-                    case pb.PushCommit() as commit:
-                        traceparent = dict(context.invocation_metadata() or ()).get("traceparent")
-                        record = transfer.commit(commit, str(traceparent or ""))
-                        self._expected.commit(transfer, record)
-                        committed = pb.PushResponse(committed=pb.PushCommitted())
-                        await self._write(context, committed)
-                        return
-                    case _:
-                        raise KvTransferFailed("open came twice")
-                num_bytes = transfer.num_bytes
-                if num_bytes - num_bytes_acked < _ACK_EVERY_BYTES:
-                    done, _ = await asyncio.wait({reading}, timeout=_ACK_WITHIN_S)
-                    if done:
-                        continue
-                progress = pb.PushProgress(num_bytes=num_bytes)
-                await self._write(context, pb.PushResponse(progress=progress))
-                num_bytes_acked = num_bytes
-        finally:
-            reading.cancel()
-
-    @staticmethod
-    async def _read(context: _Context) -> bytes:
-        message: Any = await context.read()
-        if message is grpc.aio.EOF:
-            raise KvTransferFailed("the sender ended the stream before the commit")
-        assert isinstance(message, bytes)
-        return message
-
-    @staticmethod
-    async def _write(context: _Context, response: pb.PushResponse) -> None:
-        # Shielded and waited for: gRPC cannot end a stream while a write is under way, so one
-        # that is interrupted would leave the sender without an answer.
-        writing = asyncio.ensure_future(context.write(response.SerializeToString()))
-        try:
-            await asyncio.shield(writing)
-        finally:
-            await asyncio.wait({writing})
-            if not writing.cancelled():
-                # Fetched, or asyncio complains: it says that the stream has ended, as we know.
-                writing.exception()
+        while True:
+            match await stream.read():
+                case PageFrame() as frame:
+                    transfer.verify(frame)
+                    self._expected.write(transfer, frame)
+                case pb.PushCommit() as commit:
+                    record = transfer.commit(commit, stream.traceparent)
+                    self._expected.commit(transfer, record)
+                    await stream.write(pb.PushResponse(committed=pb.PushCommitted()))
+                    return
+                case _:
+                    raise KvTransferFailed("open came twice")
+            num_bytes = transfer.num_bytes
+            if num_bytes - num_bytes_acked < _ACK_EVERY_BYTES and await stream.has_more():
+                continue
+            await stream.write(pb.PushResponse(progress=pb.PushProgress(num_bytes=num_bytes)))
+            num_bytes_acked = num_bytes

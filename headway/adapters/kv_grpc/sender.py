@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import grpc
-
-from headway.adapters.kv_grpc.frames import PageRange, cut, encode
+from headway.adapters.kv_grpc.frames import GatheredFrame, PageRange, cut
 from headway.adapters.kv_grpc.layout import PageLayout, PageStore, StagedPageCounters
 from headway.adapters.kv_grpc.loop_thread import LoopThread
-from headway.adapters.kv_grpc.outgoing import OutgoingTransfer
+from headway.adapters.kv_grpc.outgoing import OutgoingTransfer, Route
+from headway.adapters.kv_grpc.peer import Peer
 from headway.ports import KvTarget
-from headway.rpc.server import open_channel
 
 _LOG = logging.getLogger(__name__)
 
 # Pages are pushed in the engine's step, which computes nothing for anybody meanwhile.
 _MAX_ENGINE_WAIT_S = 1.0
+
+# Handed to the loop together: to wake it takes time from the engine.
+_FRAMES_AT_ONCE = 4
 
 
 class KvSender:
@@ -62,8 +64,8 @@ class KvSender:
         self._num_created = 0
         self._num_released = 0
         self._closed = False
-        # Touched on the loop only: one connection for each receiver.
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        # By address; changed on the loop only.
+        self._peers: dict[str, Peer] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._thread = LoopThread("kv-sender")
 
@@ -84,6 +86,8 @@ class KvSender:
             assert target.transfer_id not in self._transfers, "a transfer is opened once"
             if self._closed:
                 return
+            if peer := self._peers.get(target.address):
+                transfer.route = peer.known_route(transfer)
             self._transfers[target.transfer_id] = transfer
         self._thread.call_soon(self._start, transfer)
 
@@ -105,6 +109,7 @@ class KvSender:
         num_known = max(0, transfer.first_block_wanted - first_block)
         wanted_ids = block_ids[num_known:]
         first_wanted = first_block + num_known
+        gathered: list[GatheredFrame] = []
         for pages in cut(self._layout, first_wanted, len(wanted_ids)):
             start = pages.first_block - first_wanted
             frame_ids = wanted_ids[start : start + pages.num_blocks]
@@ -113,11 +118,15 @@ class KvSender:
                 for layer in range(pages.first_layer, pages.first_layer + pages.num_layers)
                 for view in self._store.read(layer, frame_ids)
             ]
+            # Those that were gathered are handed over before others wait for their memory.
+            if len(gathered) == _FRAMES_AT_ONCE or (gathered and not self._has_room(pages)):
+                self._hand_over(transfer, gathered)
+                gathered = []
             if not self._reserve(transfer, pages):
-                return
-            message = encode(transfer.num_sequences, pages, views)
-            transfer.num_sequences += 1
-            self._thread.call_soon(transfer.add, message, pages.num_pages)
+                break
+            gathered.append(transfer.gather(pages, views))
+        if gathered:
+            self._hand_over(transfer, gathered)
 
     def prompt_computed(self, transfer_id: str) -> None:
         """After the last `push_pages`: commit once everything was sent."""
@@ -147,21 +156,23 @@ class KvSender:
             transfer_ids = list(self._transfers)
         for transfer_id in transfer_ids:
             self.abort(transfer_id)
-        self._thread.wait_for(self._close_channels())
+        self._thread.wait_for(self._close_peers())
         self._thread.close()
+
+    def _hand_over(self, transfer: OutgoingTransfer, gathered: list[GatheredFrame]) -> None:
+        self._thread.call_soon(transfer.add, gathered)
+        # Gathering keeps the interpreter busy, and the loop could not send before all is done.
+        time.sleep(0)
 
     def _reserve(self, transfer: OutgoingTransfer, pages: PageRange) -> bool:
         """Wait until pages may be copied; False if the transfer has ended or now fails."""
         transfer_id = transfer.target.transfer_id
-        max_pages = self._max_staged_bytes // self._layout.page_bytes
 
         def ended() -> bool:
             return self._transfers.get(transfer_id) is not transfer
 
         def has_room() -> bool:
-            num_staged = self._num_created - self._num_released
-            # A single frame always fits: or else a small limit would stop all transfers.
-            return num_staged == 0 or num_staged + pages.num_pages <= max_pages
+            return self._has_room(pages)
 
         timeout_s = min(self._stall_timeout_s, _MAX_ENGINE_WAIT_S)
         with self._changed:
@@ -176,6 +187,12 @@ class KvSender:
                 return False
         self._give_up(transfer)
         return False
+
+    def _has_room(self, pages: PageRange) -> bool:
+        num_staged = self._num_created - self._num_released
+        max_pages = self._max_staged_bytes // self._layout.page_bytes
+        # A single frame always fits: or else a small limit would stop all transfers.
+        return num_staged == 0 or num_staged + pages.num_pages <= max_pages
 
     def _drop_largest_idle(self) -> None:
         """Give up the transfer that holds most without its receiver having accepted it.
@@ -200,12 +217,17 @@ class KvSender:
     # Below: on the loop.
 
     def _start(self, transfer: OutgoingTransfer) -> None:
-        address = transfer.target.address
-        if address not in self._channels:
-            self._channels[address] = open_channel(address)
-        task = transfer.start(self._channels[address])
+        task = transfer.start(self._route)
         self._keep(task)
         task.add_done_callback(partial(self._ended, transfer))
+
+    async def _route(self, transfer: OutgoingTransfer) -> Route:
+        address = transfer.target.address
+        if address not in self._peers:
+            self._peers[address] = Peer(
+                address, self._stall_timeout_s, partial(self._drop_unused, address)
+            )
+        return await self._peers[address].route(transfer)
 
     def _ended(self, transfer: OutgoingTransfer, task: asyncio.Task[bool]) -> None:
         target = transfer.target
@@ -213,19 +235,29 @@ class KvSender:
             if self._transfers.get(target.transfer_id) is transfer:
                 del self._transfers[target.transfer_id]
             self._changed.notify_all()
-            in_use = any(t.target.address == target.address for t in self._transfers.values())
-        lost = not task.cancelled() and not task.result()
-        if lost and not in_use and target.address in self._channels:
-            # Workers that come back have other addresses: their old channels must not pile up.
-            channel = self._channels.pop(target.address)
-            self._keep(asyncio.ensure_future(channel.close()))
+        peer = self._peers.get(target.address)
+        lost_it = not task.cancelled() and not task.result()
+        if lost_it or (peer is not None and peer.has_lost_link):
+            self._drop_unused(target.address)
+
+    def _drop_unused(self, address: str) -> None:
+        """Forget a peer that may have gone, unless somebody still sends to it.
+
+        Workers that come back have other addresses: their old connections must not pile up.
+        """
+        with self._changed:
+            in_use = any(t.target.address == address for t in self._transfers.values())
+        peer = self._peers.get(address)
+        if peer is not None and not in_use and not peer.has_link:
+            del self._peers[address]
+            self._keep(asyncio.ensure_future(peer.close()))
 
     def _keep(self, task: asyncio.Task[Any]) -> None:
         """Hold a task until it is done: the loop itself does not."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _close_channels(self) -> None:
+    async def _close_peers(self) -> None:
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for channel in self._channels.values():
-            await channel.close()
+        for peer in list(self._peers.values()):
+            await peer.close()

@@ -71,21 +71,34 @@ class TicketGate:
             PermissionDenied: wrong, expired or used.
             Refused: too many tickets are remembered.
         """
+        now_ns = int(self._now_s() * 1e9)
+        until_ns = self._check(transfer_id, ticket, now_ns)
+        if not self._has_room(now_ns):
+            raise Refused("TICKETS", "too many transfers in a short time", retry_after_s=1.0)
+        self._used_until_ns[transfer_id] = until_ns
+        return (until_ns - now_ns) / 1e9
+
+    def check(self, transfer_id: str, ticket: bytes) -> None:
+        """Look at a ticket without using it up.
+
+        Raises:
+            PermissionDenied: wrong, expired or used.
+        """
+        self._check(transfer_id, ticket, int(self._now_s() * 1e9))
+
+    def _check(self, transfer_id: str, ticket: bytes, now_ns: int) -> int:
+        """When the ticket expires, on our clock."""
         expiry, mac = ticket[: _EXPIRY.size], ticket[_EXPIRY.size :]
         if len(mac) != _MAC_BYTES or not hmac.compare_digest(
             mac, _mac(self._secret, transfer_id, expiry)
         ):
             raise PermissionDenied("the ticket is not for this transfer")
-        now_ns = int(self._now_s() * 1e9)
         until_ns: int = _EXPIRY.unpack(expiry)[0]
         if until_ns <= now_ns:
             raise PermissionDenied("the ticket has expired")
         if transfer_id in self._used_until_ns:
             raise PermissionDenied("the ticket was used or revoked")
-        if not self._has_room(now_ns):
-            raise Refused("TICKETS", "too many transfers in a short time", retry_after_s=1.0)
-        self._used_until_ns[transfer_id] = until_ns
-        return (until_ns - now_ns) / 1e9
+        return until_ns
 
     def revoke(self, transfer_id: str, ttl_s: float = DEFAULT_TTL_S) -> None:
         """Refuse a ticket that may still come; `ttl_s` later it will have expired.

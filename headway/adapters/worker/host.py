@@ -143,6 +143,7 @@ class Worker:
             max_num_running=info.max_num_running,
             kv_bytes_per_token=info.kv_bytes_per_token,
             perf_model=info.perf_model,
+            forms_steps_by_deadline=info.forms_steps_by_deadline,
         )
 
 

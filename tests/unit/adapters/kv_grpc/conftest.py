@@ -37,6 +37,7 @@ class Pair:
     layout: PageLayout = LAYOUT
     stall_timeout_s: float = 30.0
     max_staged_bytes: int = 64 << 20
+    shares_memory: bool = False
     mint: TicketMint = field(default_factory=lambda: TicketMint(SECRET))
 
     def __post_init__(self) -> None:
@@ -45,7 +46,13 @@ class Pair:
             1, 256, self.source.pages.shape, np.uint8
         )
         self.target_store = NumpyPageStore(64, self.layout)
-        self.receiver = KvReceiver("127.0.0.1", self.layout, self.target_store, SECRET)
+        self.receiver = KvReceiver(
+            "127.0.0.1",
+            self.layout,
+            self.target_store,
+            SECRET,
+            shares_memory=self.shares_memory,
+        )
         self.sender = KvSender(
             self.layout,
             self.source,
@@ -135,12 +142,19 @@ class Pair:
         self.receiver.close()
 
 
+@pytest.fixture(params=[True, False], ids=["shared memory", "messages"])
+def shares_memory(request: pytest.FixtureRequest) -> bool:
+    """What is true of all transfers is true of them both ways."""
+    is_shared: bool = request.param
+    return is_shared
+
+
 @pytest.fixture
-def make_pair() -> Iterator[Callable[..., Pair]]:
+def make_pair(shares_memory: bool) -> Iterator[Callable[..., Pair]]:
     pairs: list[Pair] = []
 
     def make(**changes: object) -> Pair:
-        pairs.append(Pair(**changes))  # type: ignore[arg-type]
+        pairs.append(Pair(**({"shares_memory": shares_memory} | changes)))  # type: ignore[arg-type]
         return pairs[-1]
 
     yield make

@@ -233,7 +233,7 @@ def test_a_target_where_nobody_listens_costs_nothing(pair: Any) -> None:
     with NobodyListens() as address:
         pair.send(KvTarget(address, "lost", b""), [0, 1])
         until(lambda: "lost" not in pair.sender._transfers)
-    assert pair.sender._channels == {}
+    assert pair.sender._peers == {}
 
 
 class NobodyListens:

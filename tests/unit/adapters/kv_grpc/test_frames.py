@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,9 +15,11 @@ from headway.adapters.kv_grpc.frames import (
     cut,
     decode,
     encode,
+    gather_into,
+    gather_message,
     without_blocks_before,
 )
-from headway.adapters.kv_grpc.layout import PageLayout
+from headway.adapters.kv_grpc.layout import PageLayout, runs
 from headway.errors import KvTransferFailed
 from headway.v1 import kv_transfer_service_pb2 as pb
 
@@ -115,10 +119,38 @@ def test_a_large_chunk_travels_in_frames_of_at_least_a_quarter_mebibyte() -> Non
 
 def test_leaving_blocks_out_keeps_each_layers_later_pages() -> None:
     layout = PageLayout(2, 1, b"")
-    message = encode(7, PageRange(0, 2, 4, 3), [memoryview(b"abcdef")])
-    kept = without_blocks_before(message, 6, layout)
-    assert kept is not None
-    frame = as_frame(kept)
-    assert (frame.sequence, frame.pages, bytes(frame.payload)) == (7, PageRange(0, 2, 6, 1), b"cf")
-    assert without_blocks_before(message, 4, layout) == message
-    assert without_blocks_before(message, 7, layout) is None
+    views = [memoryview(b"abcdef")]
+    slot = memoryview(bytearray(10))
+    for gathered in (
+        gather_message(7, PageRange(0, 2, 4, 3), views),
+        gather_into(slot, 0, 7, PageRange(0, 2, 4, 3), views),
+    ):
+        kept = without_blocks_before(gathered, 6, layout)
+        assert kept is not None
+        assert kept.message is not None
+        frame = as_frame(kept.message)
+        assert frame == kept.frame
+        assert (frame.sequence, frame.pages) == (7, PageRange(0, 2, 6, 1))
+        assert bytes(frame.payload) == b"cf"
+        assert frame.crc32c == checksum([memoryview(b"cf")])
+        assert without_blocks_before(gathered, 4, layout) is gathered
+        assert without_blocks_before(gathered, 7, layout) is None
+
+
+@given(uint32, ranges, payloads)
+def test_a_frame_in_shared_memory_says_the_same_as_one_in_a_message(
+    sequence: int, pages: PageRange, parts: list[bytes]
+) -> None:
+    views = [memoryview(part) for part in parts]
+    memory = memoryview(bytearray(1500))
+    assert gather_into(memory, 3, sequence, pages, views).frame == as_frame(
+        encode(sequence, pages, views)
+    )
+
+
+@given(st.lists(st.integers(0, 9)))
+def test_runs_are_the_blocks_in_order(block_ids: list[int]) -> None:
+    stretches = runs(block_ids)
+    assert [block_id for run in stretches for block_id in range(run.start, run.stop)] == block_ids
+    for run, following in itertools.pairwise(stretches):
+        assert run.stop != following.start

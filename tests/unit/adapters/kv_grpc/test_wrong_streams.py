@@ -11,6 +11,13 @@ import pytest
 from headway.adapters.kv_grpc.frames import PageFrame, PageRange, decode, encode
 from headway.adapters.kv_grpc.tickets import TicketMint
 
+
+@pytest.fixture
+def shares_memory() -> bool:
+    """These streams are of their own making, and carry their pages."""
+    return False
+
+
 DATA_LOSS = grpc.StatusCode.DATA_LOSS
 
 

@@ -9,7 +9,7 @@ from headway.adapters.null_telemetry import NullSpan, NullTelemetry
 from headway.adapters.system_clock import SystemClock
 from headway.core.cluster import ClusterSnapshot, WorkerLoad, WorkerRole
 from headway.core.controller import Controller
-from headway.core.planner.feasibility import FeasibilityPolicy
+from headway.core.planner.admission import PlannedAdmission
 from headway.core.planner.interface import Decision, PlannerParams
 from headway.core.request import RequestSpec
 from headway.errors import NotFound, RequestCancelled
@@ -25,14 +25,14 @@ PREFILL = worker_spec(WorkerRole.PREFILL)
 DECODE = worker_spec(WorkerRole.DECODE)
 
 
-def loop_with(policy: FeasibilityPolicy) -> ControllerLoop:
-    controller = Controller(policy, guard_ratio=1.0, max_requests=10)
+def loop_with(policy: PlannedAdmission) -> ControllerLoop:
+    controller = Controller(policy, max_requests=10)
     return ControllerLoop(controller, SystemClock(), NullTelemetry())
 
 
 @pytest.fixture
 async def loop() -> AsyncIterator[ControllerLoop]:
-    made = loop_with(FeasibilityPolicy(PARAMS))
+    made = loop_with(PlannedAdmission(PARAMS))
     yield made
     await made.close()
 
@@ -71,7 +71,7 @@ async def test_a_request_ends_when_its_client_leaves(loop: ControllerLoop) -> No
         loop.cancel("r")
 
 
-class BrokenPolicy(FeasibilityPolicy):
+class BrokenPolicy(PlannedAdmission):
     def decide(
         self, request: RequestSpec, cluster: ClusterSnapshot, elapsed_s: float = 0.0
     ) -> Decision:

@@ -1,0 +1,220 @@
+"""Finds the highest rate at which enough requests are attained, and a policy's best setting.
+
+Rates lie on one geometric grid, so that every policy is asked about the same ones and no run is
+done twice. A capacity is the highest rate of the grid that passes below one that does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+# Neighbouring rates; a capacity is at most this much below where attainment crosses its target.
+GRID_RATIO = 1.025
+# Below this rate per second, nothing is a capacity.
+LOWEST_RATE = 0.01
+# Settings this many steps of the grid below the best one get all seeds, but at most so many.
+_CLOSE = 2
+_NUM_REFINED = 2
+# First stride of a search that knows nothing, and of one that has an answer for a similar case.
+_FAR, _NEAR = 8, 2
+
+
+def rate_at(index: int) -> float:
+    """A rate of the grid, per second."""
+    return GRID_RATIO**index
+
+
+def index_of(rate: float) -> int:
+    """The highest index whose rate is not above this one."""
+    return math.floor(math.log(rate) / math.log(GRID_RATIO) + 1e-9)
+
+
+LOWEST_INDEX = index_of(LOWEST_RATE)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Criterion:
+    """What counts as enough: `attainment` of all asked, by one way of scoring."""
+
+    attainment: float
+    scoring: str
+
+
+# The order in which they are searched; each starts where the one before it ended.
+CRITERIA = tuple(
+    Criterion(attainment, scoring) for attainment in (0.9, 0.98) for scoring in ("strict", "mean")
+)
+LOWEST_ATTAINMENT = min(criterion.attainment for criterion in CRITERIA)
+
+
+def highest_passing(passes: Callable[[int], bool], hint: int, stride: int, lowest: int) -> int:
+    """Highest index that passes, if all above some index fail and all others pass.
+
+    Args:
+        passes: whether an index does; the lowest one is taken to.
+        hint: where to start.
+        stride: first step away from it; doubles until the answer is bracketed.
+        lowest: not searched below.
+    """
+    low = high = max(hint, lowest)
+    if passes(low):
+        while passes(high := low + stride):
+            low, stride = high, 2 * stride
+    else:
+        while (low := max(high - stride, lowest)) > lowest and not passes(low):
+            high, stride = low, 2 * stride
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if passes(middle) else (low, middle)
+    return low
+
+
+# Attained ratio by each way of scoring, of one setting and seed at one rate of the grid.
+Attained = Mapping[str, float]
+Measure = Callable[[int, int, int], Attained]
+
+
+class Search:
+    """Capacities of one policy's settings, as indices of the grid. Remembers every run.
+
+    Args:
+        measure: from (setting, seed, index of the rate) to attained ratios. May return any
+            values below the lowest target in place of true ones below it.
+        first_hint: index of a rate to start at.
+    """
+
+    def __init__(self, measure: Measure, first_hint: int) -> None:
+        self._measure = measure
+        self._first_hint = first_hint
+        self._known: dict[tuple[int, int, int], Attained] = {}
+        self._found: dict[tuple[int, int, Criterion], int] = {}
+
+    @property
+    def num_runs(self) -> int:
+        return len(self._known)
+
+    def passes(self, setting: int, seed: int, index: int, criterion: Criterion) -> bool:
+        """Whether the criterion is met at this rate; true below the lowest one."""
+        if index < LOWEST_INDEX:
+            return True
+        return self._run(setting, seed, index)[criterion.scoring] >= criterion.attainment
+
+    def index(self, setting: int, seed: int, criterion: Criterion, hint: int | None = None) -> int:
+        """Of the capacity; the one below the lowest if the criterion is out of reach."""
+        key = (setting, seed, criterion)
+        if key not in self._found:
+            if hint is None:
+                hint = self._similar(setting, seed, criterion)
+            self._found[key] = highest_passing(
+                lambda index: self.passes(setting, seed, index, criterion),
+                self._first_hint if hint is None else hint,
+                _FAR if hint is None else _NEAR,
+                LOWEST_INDEX - 1,
+            )
+        return self._found[key]
+
+    def capacity(self, setting: int, seed: int, criterion: Criterion) -> float:
+        """Requests per second; 0 if the criterion is out of reach."""
+        index = self.index(setting, seed, criterion)
+        return rate_at(index) if index >= LOWEST_INDEX else 0.0
+
+    def attained(self, setting: int, seed: int, criterion: Criterion) -> Attained:
+        """Ratios of the run at the capacity, or at the lowest rate if there is none."""
+        return self._run(setting, seed, max(self.index(setting, seed, criterion), LOWEST_INDEX))
+
+    def _run(self, setting: int, seed: int, index: int) -> Attained:
+        key = (setting, seed, index)
+        if key not in self._known:
+            self._known[key] = self._measure(*key)
+        return self._known[key]
+
+    def _similar(self, setting: int, seed: int, criterion: Criterion) -> int | None:
+        """The capacity of the nearest case: of another seed, else scoring, attainment, setting."""
+
+        def distance(key: tuple[int, int, Criterion]) -> tuple[bool, bool, bool, bool]:
+            return (
+                key[0] != setting,
+                key[2].attainment != criterion.attainment,
+                key[2].scoring != criterion.scoring,
+                key[1] != seed,
+            )
+
+        return self._found[min(self._found, key=distance)] if self._found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Of a policy with its best setting, over seeds, in requests per second.
+
+    Attributes:
+        setting: which of those asked about.
+        by_seed: in the order of the seeds.
+    """
+
+    setting: int
+    by_seed: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.by_seed)
+
+
+def best_settings(
+    search: Search, num_settings: int, seeds: Sequence[int], scale: Sequence[float]
+) -> dict[Criterion, Capacity]:
+    """For each criterion, the setting of the highest mean capacity over seeds.
+
+    Args:
+        search: where to look.
+        num_settings: settings are numbered from 0.
+        seeds: numbers to pass on; at least one.
+        scale: what to multiply rates by, per seed.
+    """
+    best: dict[Criterion, Capacity] = {}
+    favourite = num_settings // 2
+    for criterion in CRITERIA:
+        close = _close_to_best(search, num_settings, seeds[0], criterion, favourite)
+        refined = [
+            Capacity(
+                setting,
+                tuple(
+                    search.capacity(setting, seed, criterion) * factor
+                    for seed, factor in zip(seeds, scale, strict=True)
+                ),
+            )
+            for setting in close
+        ]
+        best[criterion] = max(refined, key=lambda capacity: capacity.mean)
+        favourite = best[criterion].setting
+    return best
+
+
+def _close_to_best(
+    search: Search, num_settings: int, seed: int, criterion: Criterion, favourite: int
+) -> list[int]:
+    """The settings that come near the best one with this seed, the best of them first.
+
+    One that fails `_CLOSE` below the best so far is not near; to know that takes a run only.
+    """
+    near = [favourite]
+    highest = search.index(favourite, seed, criterion)
+    for setting in range(num_settings):
+        if setting != favourite and search.passes(setting, seed, highest - _CLOSE, criterion):
+            near.append(setting)
+            highest = max(highest, search.index(setting, seed, criterion, hint=highest))
+    # Stable: of equal ones the first.
+    near.sort(key=lambda setting: -search.index(setting, seed, criterion))
+    return near[:_NUM_REFINED]
+
+
+def geometric_mean(values: Iterable[float]) -> float | None:
+    """None of nothing; 0 if a value is."""
+    kept = list(values)
+    if not kept:
+        return None
+    if min(kept) <= 0.0:
+        return 0.0
+    return math.exp(fmean(math.log(value) for value in kept))

@@ -1,0 +1,293 @@
+"""Live admission: the planner's promises, made from the controller's books.
+
+The same `PromisePolicy` decides in the simulator. What a simulated worker does is known; what
+a live one does is worked out from what was given to it, see `core.planner.picture`. Workers that
+do not form their steps by deadline must also pass the closed-form test of
+`core.planner.prediction`; docs/decisions/008 says why.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from headway.core.batch_state import PREFILL, REQUEST, Records
+from headway.core.cluster import ClusterSnapshot
+from headway.core.planner.arrival import Answer, ClusterView, Verdict
+from headway.core.planner.interface import (
+    Constraint,
+    Decision,
+    Guarantee,
+    Placement,
+    PlannerParams,
+    Refuse,
+    ServeBestEffort,
+)
+from headway.core.planner.live_view import LiveView
+from headway.core.planner.pairs import handovers, usable_pairs
+from headway.core.planner.prediction import decode_step_s, prefill_queue
+from headway.core.planner.promising import Limit, PromisePolicy
+from headway.core.request import RequestSpec
+from headway.core.request_table import demand_fields
+from headway.core.slo import DemandLine, Promise, Slo
+
+# Bounds of the advice when to come back: below, a refused caller would hammer the door;
+# above, it would stay away longer than any forecast is good for.
+MIN_RETRY_AFTER_S = 0.1
+MAX_RETRY_AFTER_S = 60.0
+
+_EXPLANATIONS = {
+    Constraint.PREFILL_TIME: "the first token would be late",
+    Constraint.DECODE_RATE: "tokens would not come fast enough",
+    Constraint.KV_BLOCKS: "no worker has room for its KV cache",
+    Constraint.TOO_COSTLY: "there is room for too few requests, and it would take that of several",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Misfit:
+    constraint: Constraint
+    retry_after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """One request before the workers of one cluster.
+
+    Attributes:
+        barred: what stands against every pair of workers; None if nothing does.
+    """
+
+    request: RequestSpec
+    cluster: ClusterSnapshot
+    arrived_at_s: float
+    view: ClusterView
+    barred: Constraint | None
+
+    @property
+    def new(self) -> int:
+        """The request's row in the view."""
+        return len(self.view.requests) - 1
+
+
+@dataclass(slots=True)
+class PlannedAdmission:
+    """Asks the planner. Keeps a picture of each worker, and what the planner learned there."""
+
+    params: PlannerParams
+    _policy: PromisePolicy = field(default_factory=PromisePolicy)
+    _live: LiveView = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._live = LiveView(self.params.guard_ratio)
+
+    def decide(
+        self, request: RequestSpec, cluster: ClusterSnapshot, elapsed_s: float = 0.0
+    ) -> Decision:
+        """See `AdmissionPolicy.decide`."""
+        if not (cluster.prefill_workers and cluster.decode_workers):
+            missing = "decode" if cluster.prefill_workers else "prefill"
+            return Refuse(Constraint.NO_WORKER, f"no {missing} worker serves", 1.0)
+        if self.is_too_large(request, cluster):
+            return Refuse(
+                Constraint.TOO_LARGE,
+                "prompt and max_tokens need more KV memory than any worker has",
+                MAX_RETRY_AFTER_S,
+            )
+        misfit = _Misfit(Constraint.NOT_ASKED, MIN_RETRY_AFTER_S)
+        if request.slo is not None:
+            found = self._promised(request, request.slo, cluster, elapsed_s)
+            if isinstance(found, Guarantee):
+                return found
+            misfit = found
+            if request.refuse_if_not_promised:
+                return self._refusal(request, cluster, elapsed_s, misfit)
+        if cluster.num_best_effort_queued >= self.params.max_best_effort_queued:
+            return Refuse(
+                Constraint.QUEUE_FULL,
+                f"{cluster.num_best_effort_queued} best-effort requests wait already",
+                _clamped(max(misfit.retry_after_s, 1.0)),
+            )
+        return ServeBestEffort(misfit.constraint)
+
+    def is_too_large(self, request: RequestSpec, cluster: ClusterSnapshot) -> bool:
+        """See `AdmissionPolicy.is_too_large`."""
+        has_both_roles = bool(cluster.prefill_workers and cluster.decode_workers)
+        return has_both_roles and not _fits_some_memory(request, cluster)
+
+    def place_best_effort(
+        self, request: RequestSpec, cluster: ClusterSnapshot, elapsed_s: float = 0.0
+    ) -> Placement | None:
+        """See `AdmissionPolicy.place_best_effort`."""
+        if not (cluster.prefill_workers and cluster.decode_workers):
+            return None
+        question = self._question(request, None, cluster, elapsed_s)
+        if question.barred is not None:
+            return None
+        answer = self._policy.place_deferred(question.new, question.view, cluster.now_s)
+        if answer.verdict is not Verdict.SERVE:
+            return None
+        return self._placement(question, answer, None)
+
+    def _promised(
+        self, request: RequestSpec, slo: Slo, cluster: ClusterSnapshot, elapsed_s: float
+    ) -> Guarantee | _Misfit:
+        zero_load_s = _zero_load_prefill_s(request, cluster)
+        promise = slo.promise(zero_load_s)
+        question = self._question(request, promise, cluster, elapsed_s)
+        if _excess_s(question, self.params.guard_ratio * zero_load_s) > 0:
+            # Not for want of room, from which the planner learns: idle workers could not either.
+            return _Misfit(Constraint.PREFILL_TIME, MIN_RETRY_AFTER_S)
+        answer, limit = self._policy.judge(question.new, question.view, cluster.now_s)
+        if limit is not Limit.NONE:
+            constraint = question.barred or Constraint(limit.value)
+            return _Misfit(constraint, _retry_after_s(question, constraint))
+        step_cap_s = float(question.view.workers["step_cap_s"][answer.prefill_worker])
+        return Guarantee(self._placement(question, answer, step_cap_s), promise)
+
+    def _refusal(
+        self, request: RequestSpec, cluster: ClusterSnapshot, elapsed_s: float, misfit: _Misfit
+    ) -> Refuse:
+        def fits(slo: Slo) -> bool:
+            promise = slo.promise(_zero_load_prefill_s(request, cluster))
+            question = self._question(request, promise, cluster, elapsed_s)
+            if question.barred is not None:
+                return False
+            limit = self._policy.limit(question.new, question.view, cluster.now_s)
+            return limit is Limit.NONE
+
+        fitting = (
+            name
+            for name, slo in sorted(self.params.tiers.items())
+            if name != request.tier and fits(slo)
+        )
+        return Refuse(
+            misfit.constraint,
+            f"the bounds cannot be kept now: {_EXPLANATIONS[misfit.constraint]}",
+            misfit.retry_after_s,
+            next(fitting, None),
+        )
+
+    def _placement(
+        self, question: _Question, answer: Answer, step_cap_s: float | None
+    ) -> Placement:
+        p, d = answer.prefill_worker, answer.decode_worker
+        snapshots = [*question.cluster.prefill_workers, *question.cluster.decode_workers]
+        request, now_s = question.request, question.cluster.now_s
+        elapsed_s = now_s - question.arrived_at_s
+        # The guard is for what is promised; the prediction is told without it.
+        guard_ratio = self.params.guard_ratio
+        computed_in_s = (answer.computed_at_s - now_s) / guard_ratio
+        if not math.isfinite(computed_in_s):
+            # Best effort is not run ahead: it gets what the promised ones leave.
+            queue = prefill_queue(snapshots[p], now_s)
+            computed_in_s = queue.added_backlog_s(request.num_prompt_tokens)
+        step_s = decode_step_s(snapshots[d], request.num_prompt_tokens, request.sampling.max_tokens)
+        return Placement(
+            prefill_worker_id=snapshots[p].spec.worker_id,
+            decode_worker_id=snapshots[d].spec.worker_id,
+            predicted_ttft_s=elapsed_s + computed_in_s + answer.handover_s / guard_ratio,
+            predicted_tpot_s=step_s,
+            predicted_kv_arrival_s=elapsed_s + computed_in_s + snapshots[d].overhead_s,
+            handover_allowance_s=answer.handover_s,
+            step_cap_s=step_cap_s if step_cap_s != math.inf else None,
+        )
+
+    def _question(
+        self,
+        request: RequestSpec,
+        promise: Promise | None,
+        cluster: ClusterSnapshot,
+        elapsed_s: float,
+    ) -> _Question:
+        workers = [*cluster.prefill_workers, *cluster.decode_workers]
+        before = self._live.keys
+        pictures = self._live.update(workers, cluster.now_s)
+        if before != self._live.keys:
+            self._renumber(before, self._live.keys)
+        arrived_at_s = cluster.now_s - elapsed_s
+        record = _record(request, promise, arrived_at_s)
+        handovers_s = self.params.guard_ratio * handovers(pictures, request)
+        pairs = usable_pairs(
+            request, record, pictures, handovers_s, cluster.now_s, self.params.guard_ratio
+        )
+        view = self._live.view(record, handovers_s, pairs.allowed)
+        return _Question(request, cluster, arrived_at_s, view, pairs.barred)
+
+    def _renumber(self, before: list[str], after: list[str]) -> None:
+        """Workers came or went: what was learned of the others goes to their new numbers."""
+        learned = {before[number]: length for number, length in self._policy.lengths.items()}
+        self._policy.lengths = {
+            number: learned[key] for number, key in enumerate(after) if key in learned
+        }
+
+
+def _record(request: RequestSpec, promise: Promise | None, arrived_at_s: float) -> Records:
+    """REQUEST record of a request that arrives, shape (1,)."""
+    line = DemandLine(promise, arrived_at_s) if promise is not None else None
+    records = np.zeros(1, REQUEST)
+    for name, value in demand_fields(line).items():
+        records[name] = value
+    # After all that are on the workers.
+    records["order"] = np.iinfo(np.int64).max
+    records["phase"] = PREFILL
+    records["arrived_at_s"] = arrived_at_s
+    records["prefill_due_at_s"] = records["next_due_at_s"]
+    records["num_prompt_tokens"] = request.num_prompt_tokens
+    records["num_output_bound"] = request.sampling.max_tokens
+    return records
+
+
+def _zero_load_prefill_s(request: RequestSpec, cluster: ClusterSnapshot) -> float:
+    """Seconds the prompt takes on the fastest prefill worker when it is idle, as profiled."""
+    return min(
+        w.spec.perf_model.prefill_s(request.num_prompt_tokens, 0, w.spec.max_step_tokens)
+        for w in cluster.prefill_workers
+    )
+
+
+def _fits_some_memory(request: RequestSpec, cluster: ClusterSnapshot) -> bool:
+    num_prompt_tokens = request.num_prompt_tokens
+    num_tokens = num_prompt_tokens + request.sampling.max_tokens
+    return any(
+        w.spec.blocks_for(num_prompt_tokens) <= w.spec.num_kv_blocks
+        for w in cluster.prefill_workers
+    ) and any(w.spec.blocks_for(num_tokens) <= w.spec.num_kv_blocks for w in cluster.decode_workers)
+
+
+def _retry_after_s(question: _Question, constraint: Constraint) -> float:
+    """When it may fit: once the first decode ends, or once the prompt would be in time."""
+    if constraint is Constraint.PREFILL_TIME:
+        cluster, request = question.cluster, question.request
+        computed_in_s = min(
+            prefill_queue(worker, cluster.now_s).added_backlog_s(request.num_prompt_tokens)
+            for worker in cluster.prefill_workers
+        )
+        return _clamped(_excess_s(question, computed_in_s))
+    return _clamped(_soonest_room_s(question.cluster))
+
+
+def _excess_s(question: _Question, computed_in_s: float) -> float:
+    """By how much the first token is late if its prompt is computed so long from now."""
+    cluster, view = question.cluster, question.view
+    assert view.handover_s is not None
+    handover_s = float(view.handover_s[view.workers["decodes"] == 1].min())
+    due_at_s = float(view.requests["next_due_at_s"][question.new])
+    return computed_in_s + handover_s - (due_at_s - cluster.now_s)
+
+
+def _soonest_room_s(cluster: ClusterSnapshot) -> float:
+    """Predicted time until some decode worker ends a request."""
+    remaining_s = [
+        float((worker.requests["num_output_bound"] - worker.requests["num_output_tokens"]).min())
+        * decode_step_s(worker)
+        for worker in cluster.decode_workers
+        if len(worker.requests)
+    ]
+    return min(remaining_s, default=MIN_RETRY_AFTER_S)
+
+
+def _clamped(retry_after_s: float) -> float:
+    return min(max(retry_after_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)

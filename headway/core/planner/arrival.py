@@ -1,0 +1,103 @@
+"""The question asked at every arrival, and the forms of its answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headway.core.batch_state import Floats, Ints, Records
+
+
+class Verdict(IntEnum):
+    """What becomes of a request."""
+
+    SERVE = 0  # placed now; promised, if the policy promises at all
+    DEFER = 1  # best effort: waits until `place_deferred` finds it a place
+    REFUSE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`prefill_worker` and `decode_worker` are rows of `ClusterView.workers`; -1 for none.
+
+    They are equal where the prompt is computed where it is decoded.
+
+    Attributes:
+        arrives_at_s: where they differ, when all KV pages are predicted to have arrived.
+        handover_s: where they differ, from the end of the prompt's computation to the first
+            token, as predicted.
+        computed_at_s: where they differ, when the prompt is computed, guard included.
+    """
+
+    verdict: Verdict
+    prefill_worker: int = -1
+    decode_worker: int = -1
+    arrives_at_s: float = 0.0
+    handover_s: float = 0.0
+    computed_at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """All workers and all requests on them; W workers, R requests.
+
+    A request that is prefilled on one worker and decoded on another has two rows: on the decode
+    worker it is ARRIVING from the moment it is placed.
+
+    Attributes:
+        requests: REQUEST records, shape (R,), each of one request on one worker.
+        ids: rows of `requests` that are on a worker, shape (W, any); in no particular order.
+        counts: how many of a row of `ids` are valid, shape (W,).
+        grants: what each of them gets from the step that runs now, shape of `ids`.
+        workers: WORKER records, shape (W,).
+        link_free_at_s: when a prefill worker's outgoing link has sent all it has, shape (W,).
+        link_bytes_per_s, link_latency_s: of every link.
+        kv_bytes_per_token: over all layers.
+        handover_s: what to count on from the end of a prompt's computation to the first token on
+            each decode worker, as measured, shape (W,); None where only the link is known.
+        allowed: whether a prompt may be prefilled here and decoded there, shape (W, W); None for
+            all pairs.
+    """
+
+    requests: Records
+    ids: Ints
+    counts: Ints
+    grants: Ints
+    workers: Records
+    link_free_at_s: Floats
+    link_bytes_per_s: float
+    link_latency_s: float
+    kv_bytes_per_token: float
+    handover_s: Floats | None = None
+    allowed: NDArray[np.bool_] | None = None
+
+
+class ArrivalPolicy(Protocol):
+    """Decides where, and whether, a request runs. Deterministic; changes nothing in the view.
+
+    Attributes:
+        former: what its workers' batches are formed by; see core.planner.formers.
+    """
+
+    former: int
+
+    def decide(self, new: int, view: ClusterView, now_s: float) -> Answer:
+        """Args: new: row of `view.requests`; its record is filled, no worker lists it yet."""
+        ...
+
+    def place_deferred(self, waiting: int, view: ClusterView, now_s: float) -> Answer:
+        """Whether the deferred request of this row can start now: SERVE, or DEFER again."""
+        ...
+
+
+@runtime_checkable
+class LatePromises(Protocol):
+    """A policy that may also promise what it deferred."""
+
+    def promise_late(self, w: int, view: ClusterView, now_s: float) -> int:
+        """A row on worker `w` that was deferred and is promised from now on; -1 for none."""
+        ...

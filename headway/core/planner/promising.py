@@ -1,0 +1,328 @@
+"""Headway's own arrival policy: promise what the workers' future has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from headway.core.batch_state import ARRIVING, Records
+from headway.core.planner.arrival import Answer, ClusterView, Verdict
+from headway.core.planner.baselines.codes import SLACK
+from headway.core.planner.price import ShadowPrice
+from headway.core.planner.probe import (
+    DECODE_RATE,
+    FITS,
+    KV_BLOCKS,
+    LATE,
+    ROOM_FOR_LATE,
+    ROOM_FOR_TIMELY,
+    decode_work_s,
+    late_promise,
+    load_of,
+    probe,
+    work_s,
+)
+from headway.core.planner.step_length import StepLength
+
+# Largest share of decodes in the work of a request that may be promised late.
+_LATE_DECODE_SHARE = 0.1
+
+# A TTFT that is looked for in an explanation is found within this.
+_TTFT_STEPS = 12
+
+
+class Limit(StrEnum):
+    """What stands against a promise."""
+
+    NONE = "NONE"
+    PREFILL_TIME = "PREFILL_TIME"
+    DECODE_RATE = "DECODE_RATE"
+    KV_BLOCKS = "KV_BLOCKS"
+    TOO_COSTLY = "TOO_COSTLY"
+
+
+_LIMITS = {LATE: Limit.PREFILL_TIME, DECODE_RATE: Limit.DECODE_RATE, KV_BLOCKS: Limit.KV_BLOCKS}
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why one request would or would not be promised now.
+
+    Attributes:
+        limit: the nearest one, over all places; NONE if it fits.
+        ttft_that_fits_s: from arrival, the shortest bound that could be promised; None if none.
+        cost, cost_limit: worker seconds.
+    """
+
+    limit: Limit
+    ttft_that_fits_s: float | None
+    cost: float
+    cost_limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    answer: Answer
+    limit: Limit
+    length_s: float = 0.0
+
+
+@dataclass(slots=True)
+class PromisePolicy:
+    """Promises a request if the batch former, run ahead on some worker, keeps all promises.
+
+    Looks at the least loaded worker first; per worker it tries the usual step length, then a
+    longer and shorter ones. Under overload the costliest requests are turned away first.
+
+    Attributes:
+        sheds: whether costly requests are turned away under overload.
+        adapts_length: whether step lengths are learned; else the tightest TPOT bounds them.
+        most_loaded_first: packs workers, so that others stay free; else spreads.
+        promises_late: best-effort requests that asked for bounds are promised later if they then
+            fit and have met them so far.
+    """
+
+    sheds: bool = True
+    adapts_length: bool = True
+    most_loaded_first: bool = False
+    promises_late: bool = True
+    former: int = SLACK
+    price: ShadowPrice = field(default_factory=ShadowPrice)
+    lengths: dict[int, StepLength] = field(default_factory=dict)
+
+    def decide(self, new: int, view: ClusterView, now_s: float) -> Answer:
+        """See `ArrivalPolicy.decide`. Sets the step length of the workers it chose."""
+        return self.judge(new, view, now_s)[0]
+
+    def judge(self, new: int, view: ClusterView, now_s: float) -> tuple[Answer, Limit]:
+        """As `decide`, and what stood against the request; NONE if it is served."""
+        cost = self._cost(new, view)
+        if self.sheds and not self.price.is_affordable(cost):
+            return Answer(Verdict.DEFER), Limit.TOO_COSTLY
+        place = self._best_place(new, view, now_s, learn=True)
+        fits = place.limit is Limit.NONE
+        self.price.found_room(fits)
+        if not fits:
+            return Answer(Verdict.DEFER), place.limit
+        for worker in {place.answer.prefill_worker, place.answer.decode_worker}:
+            view.workers["step_cap_s"][worker] = place.length_s
+        return place.answer, Limit.NONE
+
+    def limit(self, new: int, view: ClusterView, now_s: float) -> Limit:
+        """What stands against a request now, nothing being learned from the question."""
+        if self.sheds and self._cost(new, view) > self.price.limit():
+            return Limit.TOO_COSTLY
+        return self._best_place(new, view, now_s, learn=False).limit
+
+    def place_deferred(self, waiting: int, view: ClusterView, now_s: float) -> Answer:
+        """See `ArrivalPolicy.place_deferred`.
+
+        One that may still meet its bounds, and be promised later, runs beside promised ones if
+        its prompt is nearly all of its work: that much is computed in time nobody else needs.
+        Its decode would take its share of every step until its end.
+        """
+        request = view.requests[waiting]
+        if np.isfinite(request["next_due_at_s"]) and (
+            not self.promises_late
+            or decode_work_s(view.workers[0], request)
+            > _LATE_DECODE_SHARE * work_s(view.workers[0], request)
+        ):
+            return Answer(Verdict.DEFER)
+        place = self._best_place(waiting, view, now_s, learn=False)
+        return place.answer if place.limit is Limit.NONE else Answer(Verdict.DEFER)
+
+    def promise_late(self, w: int, view: ClusterView, now_s: float) -> int:
+        """A row on worker `w` that was deferred and can be promised now; -1 for none."""
+        if not self.promises_late:
+            return -1
+        limit = self.price.limit() * len(view.workers) if self.sheds else np.inf
+        position = late_promise(
+            now_s,
+            view.requests,
+            view.ids[w],
+            view.counts[w],
+            view.grants[w],
+            view.workers[w],
+            limit,
+        )
+        return int(view.ids[w, position]) if position >= 0 else -1
+
+    def explain(self, new: int, view: ClusterView, now_s: float) -> Explanation:
+        """What would be decided, why, and which TTFT bound would have fitted."""
+        cost, cost_limit = self._cost(new, view), self.price.limit()
+        limit = self._best_place(new, view, now_s, learn=False).limit
+        record = view.requests[new]
+        original = record.copy()
+        asked_s = float(record["next_due_at_s"] - record["arrived_at_s"])
+        fitting_s = None
+        if limit is Limit.PREFILL_TIME:
+            low_s, high_s = asked_s, 64.0 * asked_s
+            for _ in range(_TTFT_STEPS):
+                middle_s = 0.5 * (low_s + high_s)
+                due_at_s = record["arrived_at_s"] + middle_s
+                record["next_due_at_s"] = record["prefill_due_at_s"] = due_at_s
+                if self._best_place(new, view, now_s, learn=False).limit is Limit.NONE:
+                    high_s = fitting_s = middle_s
+                else:
+                    low_s = middle_s
+            view.requests[new] = original
+        elif limit is Limit.NONE:
+            fitting_s = asked_s
+            if self.sheds and cost > cost_limit:
+                limit = Limit.TOO_COSTLY
+        return Explanation(limit, fitting_s, cost, cost_limit)
+
+    def _cost(self, new: int, view: ClusterView) -> float:
+        return work_s(view.workers[0], view.requests[new]) / len(view.workers)
+
+    def _best_place(self, new: int, view: ClusterView, now_s: float, *, learn: bool) -> _Place:
+        best = _Place(Answer(Verdict.DEFER), Limit.PREFILL_TIME)
+        needed_room = 0
+        if view.requests["guaranteed"][new] == 0:
+            due_at_s = view.requests["next_due_at_s"][new]
+            needed_room = ROOM_FOR_TIMELY if now_s <= due_at_s < np.inf else ROOM_FOR_LATE
+        loads = [
+            load_of(now_s, view.requests, view.ids[w], view.counts[w], view.workers[w])
+            for w in range(len(view.workers))
+        ]
+        for p, d in self._pairs(view, [load for load, _, _ in loads]):
+            if needed_room & ~(loads[p][2] & loads[d][2]):
+                continue
+            longest_s = min(loads[p][1], loads[d][1], float(view.requests["tpot_s"][new]))
+            place = self._place(new, p, d, view, now_s, longest_s, learn=learn)
+            if place.limit is Limit.NONE:
+                return place
+            best = place
+        return best
+
+    def _pairs(self, view: ClusterView, loads: list[float]) -> Iterator[tuple[int, int]]:
+        """Places in the order of preference: one worker for both phases before two."""
+        order = np.argsort(loads, kind="stable")
+        if self.most_loaded_first:
+            order = order[::-1]
+        prefills, decodes = view.workers["prefills"], view.workers["decodes"]
+        for w in order.tolist():
+            if prefills[w] and decodes[w]:
+                yield w, w
+        for p in order.tolist():
+            if prefills[p] and not decodes[p]:
+                for d in order.tolist():
+                    if decodes[d] and (view.allowed is None or view.allowed[p, d]):
+                        yield p, d
+
+    def _place(
+        self,
+        new: int,
+        p: int,
+        d: int,
+        view: ClusterView,
+        now_s: float,
+        longest_s: float,
+        *,
+        learn: bool,
+    ) -> _Place:
+        """The first step length at which the request fits on workers `p` and `d`."""
+        worker = view.workers[p]
+        lengths = self.lengths.setdefault(p, StepLength(float(worker["floor_s"])))
+        candidates = lengths.candidates(longest_s) if self.adapts_length else [longest_s]
+        if view.requests["guaranteed"][new] == 0:
+            # Best effort does not change how a worker works.
+            candidates = [float(worker["step_cap_s"])]
+        if worker["former"] != SLACK:
+            # It takes no step length: its steps are as long as max_step_tokens lets them be.
+            candidates = [np.inf]
+        free_at_s = float(worker["busy_until_s"])
+        limit, answer = Limit.PREFILL_TIME, Answer(Verdict.DEFER)
+        for length_s in candidates:
+            limit, answer = self._try(new, p, d, view, now_s, length_s, longest_s, free_at_s)
+            if limit is Limit.NONE:
+                return _Place(answer, limit, length_s)
+            if limit is not Limit.PREFILL_TIME:
+                break
+        if learn and self.adapts_length and limit is Limit.PREFILL_TIME:
+            at_once, _ = self._try(new, p, d, view, now_s, candidates[0], longest_s, now_s)
+            lengths.lost(to_running_step=at_once is Limit.NONE, longest_s=longest_s)
+        return _Place(answer, limit)
+
+    def _try(
+        self,
+        new: int,
+        p: int,
+        d: int,
+        view: ClusterView,
+        now_s: float,
+        length_s: float,
+        longest_s: float,
+        free_at_s: float,
+    ) -> tuple[Limit, Answer]:
+        if p == d:
+            found, _ = self._probe(view.requests[new], p, view, now_s, length_s, free_at_s)
+            return _LIMITS.get(found, Limit.NONE), Answer(Verdict.SERVE, p, p)
+        record = view.requests[new : new + 1].copy()[0]
+        handover_s = self._handover_s(p, d, view, now_s, longest_s)
+        promised = bool(record["guaranteed"])
+        record["leaves_after_prefill"] = 1
+        record["prefill_due_at_s"] -= handover_s
+        found, computed_at_s = self._probe(record, p, view, now_s, length_s, free_at_s)
+        if found != FITS:
+            return _LIMITS[found], Answer(Verdict.DEFER)
+        record["leaves_after_prefill"] = 0
+        record["phase"] = ARRIVING
+        # The prefill worker may put the prompt off as long as it is in time; the latest arrival
+        # is what the decode worker has to be able to live with.
+        latest_at_s = float(record["prefill_due_at_s"]) if promised else computed_at_s
+        arrives_at_s = latest_at_s + self._transfer_s(p, view, latest_at_s, longest_s)
+        record["arrives_at_s"] = arrives_at_s
+        busy_until_s = float(view.workers["busy_until_s"][d])
+        found, _ = self._probe(record, d, view, now_s, length_s, busy_until_s)
+        answer = Answer(Verdict.SERVE, p, d, arrives_at_s, handover_s, computed_at_s)
+        return _LIMITS.get(found, Limit.NONE), answer
+
+    def _probe(
+        self,
+        record: Records,
+        w: int,
+        view: ClusterView,
+        now_s: float,
+        length_s: float,
+        free_at_s: float,
+    ) -> tuple[int, float]:
+        return probe(
+            now_s,
+            view.requests,
+            view.ids[w],
+            view.counts[w],
+            view.grants[w],
+            view.workers[w],
+            record,
+            length_s,
+            free_at_s,
+        )
+
+    def _transfer_s(
+        self, p: int, view: ClusterView, computed_at_s: float, longest_s: float
+    ) -> float:
+        """From the prompt's last step to the arrival of its last page: what was not yet sent."""
+        worker = view.workers[p]
+        # Pages of other prompts in the same step may go first.
+        in_step = longest_s / max(float(worker["token_s"]), 1e-12)
+        num_last = min(float(worker["max_step_tokens"]), in_step)
+        queued_s = max(0.0, float(view.link_free_at_s[p]) - computed_at_s)
+        sending_s = num_last * view.kv_bytes_per_token / view.link_bytes_per_s
+        return queued_s + sending_s + view.link_latency_s
+
+    def _handover_s(
+        self, p: int, d: int, view: ClusterView, now_s: float, longest_s: float
+    ) -> float:
+        """From the prompt's last step to the first token: transfer, running step, own step."""
+        if view.handover_s is not None:
+            return float(view.handover_s[d])
+        n = view.counts[d]
+        context = float(view.requests["num_computed_tokens"][view.ids[d, :n]].sum())
+        worker = view.workers[d]
+        step_s = worker["floor_s"] + worker["sequence_s"] * n + worker["context_token_s"] * context
+        running_s = max(step_s, longest_s) if worker["prefills"] else step_s
+        return self._transfer_s(p, view, now_s, longest_s) + float(running_s + step_s)

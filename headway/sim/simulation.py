@@ -1,0 +1,384 @@
+"""Runs one workload on one simulated cluster under one policy, in virtual time."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from headway.core.batch_state import ARRIVING, GONE, PREFILL, REQUEST, Floats, Records
+from headway.core.planner.arrival import (
+    Answer,
+    ArrivalPolicy,
+    ClusterView,
+    LatePromises,
+    Verdict,
+)
+from headway.core.planner.output_lengths import OutputLengths
+from headway.core.residual import new_residuals
+from headway.core.slo import Promise
+from headway.sim.cluster import ClusterSpec
+from headway.sim.workload import Workload
+from headway.sim.world_kernel import LOG_FULL, TIME_REACHED, advance, begin_step
+from headway.sim.world_state import (
+    LEARN,
+    LOG,
+    NUM_FINISHED,
+    NUM_STEPS_LOGGED,
+    NUM_TOKENS_LOGGED,
+    PREFILL_EMITS,
+    REFUSED,
+    SIM,
+    STEP,
+    STOP_ON_FINISH,
+    TOKEN,
+    World,
+)
+
+# Steps kept in the compiled loop's buffer before they are taken out; tokens twice as many, so
+# that those of one more step always find room.
+_LOG_ROWS = 65536
+
+# Tokens of output planned with while nothing is known.
+_FIRST_LENGTH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How one run is done.
+
+    Attributes:
+        seed: of the truth's noise.
+        known_lengths: policies see each output's true length; else what `OutputLengths` has
+            learned from those that have ended.
+        prefill_emits_first_token: the prefill worker sends it, not the decode worker.
+        log: keep every step, and the time of every token that counts.
+        learn: planners learn from measured step times; pointless in an exact world.
+        stop_before: end the run just before the decision on this request; None for never.
+        progress: called with the virtual time now and then.
+    """
+
+    seed: int = 0
+    known_lengths: bool = True
+    prefill_emits_first_token: bool = False
+    log: bool = False
+    learn: bool = True
+    stop_before: int | None = None
+    progress: Callable[[float], None] | None = None
+
+
+@dataclass(slots=True)
+class RunResult:
+    """What came of a run; all arrays in the workload's order.
+
+    Attributes:
+        sim: SIM records.
+        arrived_at_s, ttft_bound_s: per request, rounds of a session resolved.
+        steps, token_log: STEP and TOKEN records; empty unless asked for.
+        planning_s: wall-clock seconds in the policy, and `wall_s` in all.
+    """
+
+    workload: Workload
+    sim: Records
+    arrived_at_s: Floats
+    ttft_bound_s: Floats
+    steps: Records
+    token_log: Records
+    num_decisions: int
+    planning_s: float
+    wall_s: float
+
+
+@dataclass(slots=True)
+class Simulation:
+    """One run. Deterministic: the same arguments give the same result, bit for bit."""
+
+    workload: Workload
+    cluster: ClusterSpec
+    policy: ArrivalPolicy
+    formers: tuple[int, ...]
+    options: RunOptions = field(default_factory=RunOptions)
+    world: World = field(init=False)
+    view: ClusterView = field(init=False)
+    _arrived_at_s: Floats = field(init=False)
+    _ttft_bound_s: Floats = field(init=False)
+    _followers: dict[int, int] = field(init=False)
+    _due: list[tuple[float, int]] = field(init=False)
+    _deferred: deque[int] = field(default_factory=deque)
+    _steps: list[Records] = field(default_factory=list)
+    _tokens: list[Records] = field(default_factory=list)
+    _lengths: OutputLengths = field(default_factory=lambda: OutputLengths(_FIRST_LENGTH))
+    _planning_s: float = 0.0
+    _num_decisions: int = 0
+    _now_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        workload, num_requests = self.workload, len(self.workload)
+        self._arrived_at_s = workload.arrived_at_s.copy()
+        self._ttft_bound_s = np.zeros(num_requests)
+        self._followers = {
+            int(before): index for index, before in enumerate(workload.follows) if before >= 0
+        }
+        self._due = [
+            (float(at_s), index)
+            for index, at_s in enumerate(workload.arrived_at_s)
+            if not np.isnan(at_s)
+        ]
+        heapq.heapify(self._due)
+        self.world = self._build_world()
+        world, cluster = self.world, self.cluster
+        self.view = ClusterView(
+            requests=world.requests,
+            ids=world.ids,
+            counts=world.counts,
+            grants=world.grants,
+            workers=world.workers,
+            link_free_at_s=world.link_free_at_s,
+            link_bytes_per_s=cluster.link_bytes_per_s,
+            link_latency_s=cluster.link_latency_s,
+            kv_bytes_per_token=cluster.hardware.kv_bytes_per_token,
+        )
+
+    def run(self) -> RunResult:
+        """Run until every request that was taken has ended.
+
+        Raises:
+            RuntimeError: requests are left on a worker that never runs them: a bug of the policy.
+        """
+        started_s = time.perf_counter()
+        while True:
+            until_s = self._due[0][0] if self._due else np.inf
+            if not self._advance(until_s):
+                continue
+            if self._due:
+                at_s, index = heapq.heappop(self._due)
+                if index == self.options.stop_before:
+                    self._now_s = at_s
+                    self._fill(index, at_s)
+                    return self._result(started_s)
+                self._arrive(index, at_s)
+            elif not self._place_deferred():
+                break
+        if self.world.counts.any() or self._deferred:
+            raise RuntimeError(
+                f"requests are stuck: {self.world.counts.tolist()} on workers, "
+                f"{len(self._deferred)} that wait for a place"
+            )
+        return self._result(started_s)
+
+    def _result(self, started_s: float) -> RunResult:
+        self._take_logs()
+        return RunResult(
+            workload=self.workload,
+            sim=self.world.sim,
+            arrived_at_s=self._arrived_at_s,
+            ttft_bound_s=self._ttft_bound_s,
+            steps=np.concatenate([np.zeros(0, STEP), *self._steps]),
+            token_log=np.concatenate([np.zeros(0, TOKEN), *self._tokens]),
+            num_decisions=self._num_decisions,
+            planning_s=self._planning_s,
+            wall_s=time.perf_counter() - started_s,
+        )
+
+    def _advance(self, until_s: float) -> bool:
+        """Run the world up to `until_s`; False if something is due before that now."""
+        world = self.world
+        world.options[STOP_ON_FINISH] = int(bool(self._deferred or self._followers))
+        while (code := advance(world, until_s)) != TIME_REACHED:
+            if code == LOG_FULL:
+                self._take_logs()
+                continue
+            self._take_finished()
+            if self._deferred:
+                self._place_deferred()
+            if self._due and self._due[0][0] < until_s:
+                return False
+        self._take_finished()
+        if np.isfinite(until_s):
+            self._now_s = until_s
+        return not (self._due and self._due[0][0] < until_s)
+
+    def _take_finished(self) -> None:
+        world = self.world
+        for index in world.finished[: world.counters[NUM_FINISHED]].tolist():
+            self._now_s = float(world.sim["last_token_at_s"][index])
+            self._lengths.ended(
+                int(self.workload.tier[index]), int(self.workload.num_output_tokens[index])
+            )
+            self._followers_are_due(index, self._now_s)
+        world.counters[NUM_FINISHED] = 0
+
+    def _followers_are_due(self, index: int, at_s: float) -> None:
+        follower = self._followers.pop(index, None)
+        if follower is not None:
+            heapq.heappush(self._due, (at_s + float(self.workload.gap_s[follower]), follower))
+
+    def _take_logs(self) -> None:
+        counters = self.world.counters
+        self._steps.append(self.world.step_log[: counters[NUM_STEPS_LOGGED]].copy())
+        self._tokens.append(self.world.token_log[: counters[NUM_TOKENS_LOGGED]].copy())
+        counters[NUM_STEPS_LOGGED] = counters[NUM_TOKENS_LOGGED] = 0
+
+    def _arrive(self, index: int, now_s: float) -> None:
+        self._now_s = now_s
+        self._arrived_at_s[index] = now_s
+        self._fill(index, now_s)
+        self._promise_late()
+        started_s = time.perf_counter()
+        answer = self.policy.decide(index, self.view, now_s)
+        self._planning_s += time.perf_counter() - started_s
+        self._num_decisions += 1
+        if self.options.progress is not None and self._num_decisions % 256 == 0:
+            self.options.progress(now_s)
+        if answer.verdict is Verdict.SERVE:
+            self._place(index, answer)
+            return
+        if answer.verdict is Verdict.REFUSE:
+            self.world.sim["outcome"][index] = REFUSED
+            self._followers_are_due(index, now_s)
+            return
+        self.world.sim["deferred"][index] = 1
+        self.world.requests[index]["guaranteed"] = 0
+        if not self._start_deferred(index):
+            # What cannot be on time need not hurry.
+            record = self.world.requests[index]
+            record["prefill_due_at_s"] = record["next_due_at_s"] = np.inf
+            self._deferred.append(index)
+
+    def _place_deferred(self) -> bool:
+        """Start deferred requests, first come first served, while the first one fits."""
+        placed = False
+        while self._deferred and self._start_deferred(self._deferred[0]):
+            self._deferred.popleft()
+            placed = True
+        return placed
+
+    def _start_deferred(self, index: int) -> bool:
+        started_s = time.perf_counter()
+        answer = self.policy.place_deferred(index, self.view, self._now_s)
+        self._planning_s += time.perf_counter() - started_s
+        if answer.verdict is not Verdict.SERVE:
+            return False
+        self._place(index, answer)
+        return True
+
+    def _promise_late(self) -> None:
+        """Promise deferred requests that have met their bounds so far and fit now."""
+        if not isinstance(self.policy, LatePromises):
+            return
+        started_s = time.perf_counter()
+        for worker in range(self.cluster.num_workers):
+            while (row := self.policy.promise_late(worker, self.view, self._now_s)) >= 0:
+                self.world.requests[row]["guaranteed"] = 1
+                self.world.sim["deferred"][row % len(self.workload)] = 0
+        self._planning_s += time.perf_counter() - started_s
+
+    def _place(self, index: int, answer: Answer) -> None:
+        world, num_requests = self.world, len(self.workload)
+        record, sim = world.requests[index], world.sim[index]
+        sim["prefill_worker"], sim["decode_worker"] = answer.prefill_worker, answer.decode_worker
+        self._list(answer.prefill_worker, index)
+        if answer.prefill_worker != answer.decode_worker:
+            record["leaves_after_prefill"] = 1
+            record["prefill_due_at_s"] -= answer.handover_s
+            twin = num_requests + index
+            world.requests[twin] = record
+            world.requests[twin]["phase"] = ARRIVING
+            world.requests[twin]["arrives_at_s"] = answer.arrives_at_s
+            world.requests[twin]["leaves_after_prefill"] = 0
+            self._list(answer.decode_worker, twin)
+        if not world.running[answer.prefill_worker]:
+            begin_step(world, answer.prefill_worker, self._now_s)
+
+    def _list(self, worker: int, row: int) -> None:
+        position = self.world.counts[worker]
+        self.world.ids[worker, position] = row
+        # It is not in the step that may be running.
+        self.world.grants[worker, position] = 0
+        self.world.counts[worker] = position + 1
+
+    def _fill(self, index: int, now_s: float) -> None:
+        """What the policy sees of a request that arrives."""
+        workload, cluster = self.workload, self.cluster
+        slo = workload.tiers[workload.tier[index]].slo
+        num_prompt_tokens = int(workload.num_prompt_tokens[index])
+        promise = slo.promise(
+            cluster.hardware.perf_model.prefill_s(num_prompt_tokens, 0, cluster.max_step_tokens)
+        )
+        self._ttft_bound_s[index] = promise.ttft_s
+        num_thinking = int(workload.num_thinking_tokens[index])
+        due_at_s = now_s + promise.ttft_s - cluster.first_token_overhead_s
+        record = self.world.requests[index]
+        record["order"] = index
+        record["tier"] = workload.tier[index]
+        record["phase"] = PREFILL
+        record["guaranteed"] = 1
+        record["arrived_at_s"] = now_s
+        record["prefill_due_at_s"] = record["next_due_at_s"] = due_at_s
+        record["tpot_s"], record["later_tpot_s"] = _gaps(promise, num_thinking)
+        record["num_stage_tokens_left"] = num_thinking if num_thinking > 0 else -1
+        record["num_prompt_tokens"] = num_prompt_tokens
+        record["num_output_bound"] = (
+            workload.num_output_tokens[index]
+            if self.options.known_lengths
+            else self._lengths.bound(int(workload.tier[index]))
+        )
+        record["acceptance"] = cluster.acceptance
+        sim = self.world.sim[index]
+        sim["first_due_at_s"] = due_at_s
+        sim["num_own_prompt_tokens"] = num_prompt_tokens
+        sim["sent_at_s"] = np.inf
+
+    def _build_world(self) -> World:
+        workload, cluster, options = self.workload, self.cluster, self.options
+        num_requests, num_workers = len(workload), cluster.num_workers
+        truths, knots, times = cluster.truth_arrays(options.seed)
+        requests = np.zeros(2 * num_requests, REQUEST)
+        requests["phase"] = GONE
+        sim = np.zeros(num_requests, SIM)
+        sim["num_output_tokens"] = workload.num_output_tokens
+        sim["acceptance"] = cluster.acceptance
+        sim["first_token_at_s"] = sim["last_token_at_s"] = np.nan
+        world_options = np.zeros(4, np.int64)
+        world_options[LOG] = options.log
+        world_options[PREFILL_EMITS] = options.prefill_emits_first_token
+        world_options[LEARN] = options.learn and not cluster.exact
+        return World(
+            requests=requests,
+            sim=sim,
+            ids=np.zeros((num_workers, num_requests), np.int64),
+            counts=np.zeros(num_workers, np.int64),
+            grants=np.zeros((num_workers, num_requests), np.int64),
+            workers=cluster.worker_records(),
+            truths=truths,
+            knots=knots,
+            times=times,
+            formers=np.array(self.formers, np.int64),
+            running=np.zeros(num_workers, np.int64),
+            wake_at_s=np.full(num_workers, np.inf),
+            step_numbers=np.zeros(num_workers, np.int64),
+            link_free_at_s=np.zeros(num_workers),
+            link=np.array(
+                [
+                    cluster.link_bytes_per_s,
+                    cluster.link_latency_s,
+                    cluster.hardware.kv_bytes_per_token,
+                ]
+            ),
+            finished=np.zeros(num_requests, np.int64),
+            step_log=np.zeros(_LOG_ROWS if options.log else 1, STEP),
+            token_log=np.zeros(2 * _LOG_ROWS if options.log else 1, TOKEN),
+            residuals=new_residuals(num_workers),
+            counters=np.zeros(3, np.int64),
+            options=world_options,
+        )
+
+
+def _gaps(promise: Promise, num_thinking_tokens: int) -> tuple[float, float]:
+    """Gap between tokens in the first stage and after it."""
+    first, last = promise.stages[0].tpot_s, promise.stages[-1].tpot_s
+    return (first, last) if num_thinking_tokens > 0 else (last, last)

@@ -1,0 +1,111 @@
+"""The arrays of a simulated cluster; only the compiled loop of `world_kernel` changes them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from headway.core.batch_state import Floats, Ints, Records
+
+# What a request came to; SIM.outcome.
+PENDING = 0
+SERVED = 1
+REFUSED = 2
+
+SIM = np.dtype(
+    [
+        # The truth, which no policy sees.
+        ("num_output_tokens", np.int64),
+        ("num_thinking_tokens", np.int64),
+        ("acceptance", np.float64),
+        ("num_own_prompt_tokens", np.int64),
+        # What happened.
+        ("outcome", np.int64),
+        ("deferred", np.int64),
+        ("prefill_worker", np.int64),
+        ("decode_worker", np.int64),
+        ("first_due_at_s", np.float64),
+        ("first_token_at_s", np.float64),
+        ("last_token_at_s", np.float64),
+        ("num_checkpoints_missed", np.int64),
+        ("last_late", np.int64),
+        ("num_late_tokens", np.int64),
+        ("num_preemptions", np.int64),
+        # The hand-over: whether the decode worker has set blocks aside, tokens sent so far.
+        ("room_made", np.int64),
+        ("num_sent_tokens", np.int64),
+        ("sent_at_s", np.float64),
+    ]
+)
+
+STEP = np.dtype(
+    [
+        ("worker", np.int64),
+        ("start_s", np.float64),
+        ("duration_s", np.float64),
+        ("predicted_s", np.float64),
+        ("num_tokens", np.int64),
+        ("num_decodes", np.int64),
+        ("num_context_tokens", np.int64),
+        ("attention", np.float64),
+        ("num_chunks", np.int64),
+        ("num_draft_rounds", np.int64),
+        ("num_drafted", np.int64),
+    ]
+)
+
+# Tokens whose time counts: the first, every tenth and the last of a request.
+TOKEN = np.dtype([("request", np.int64), ("index", np.int64), ("at_s", np.float64)])
+
+# Entries of `World.counters`.
+NUM_FINISHED, NUM_STEPS_LOGGED, NUM_TOKENS_LOGGED = range(3)
+# Entries of `World.options`, each 0 or 1: return when a request ended; write `step_log` and
+# `token_log`; the prefill worker emits the first token; the planner learns from measured step
+# times.
+STOP_ON_FINISH, LOG, PREFILL_EMITS, LEARN = range(4)
+
+
+class World(NamedTuple):
+    """N requests and W workers; a request has row i, and row N + i on its decode worker.
+
+    Attributes:
+        requests: REQUEST records, shape (2 N,).
+        sim: SIM records, shape (N,).
+        ids, counts, grants: the lists of the workers, shapes (W, slots), (W,), (W, slots).
+        workers: WORKER records, shape (W,).
+        truths, knots, times: TRUTH records, shape (W,), and their step-time curves.
+        formers: which batch former a worker uses, shape (W,).
+        running: 1 while a step runs, shape (W,).
+        wake_at_s: when a worker has something to do next, shape (W,).
+        step_numbers: steps begun, shape (W,).
+        link_free_at_s: shape (W,).
+        link: bytes per second, latency in seconds, KV bytes per token.
+        finished: requests that ended since the caller last looked, shape (N,).
+        step_log: STEP records.
+        token_log: TOKEN records.
+        residuals: RESIDUAL records, shape (W,): what each worker's measured steps say.
+        counters, options: see above.
+    """
+
+    requests: Records
+    sim: Records
+    ids: Ints
+    counts: Ints
+    grants: Ints
+    workers: Records
+    truths: Records
+    knots: Floats
+    times: Floats
+    formers: Ints
+    running: Ints
+    wake_at_s: Floats
+    step_numbers: Ints
+    link_free_at_s: Floats
+    link: Floats
+    finished: Ints
+    step_log: Records
+    token_log: Records
+    residuals: Records
+    counters: Ints
+    options: Ints
