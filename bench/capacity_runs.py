@@ -131,7 +131,7 @@ class Runner:
     def settings(self, setting: Setting, seed: int, rate: float) -> Settings:
         """Everything about a run but what an ablation changes."""
         case = self.case
-        is_headway = self.policy == HEADWAY or self.policy.startswith(f"{HEADWAY}: ")
+        is_headway = self.policy == HEADWAY or self.policy.startswith(f"{HEADWAY}, ")
         return Settings.model_validate(
             {
                 "scenario": case.scenario,
