@@ -76,7 +76,8 @@ def _draw_bars(axes: Any, rows: Sequence[Row]) -> None:
     )
     axes.set_ylabel("capacity / best baseline's")
     axes.set_title(f"{MAIN.attainment:.0%} attained, {MAIN.scoring} scoring")
-    axes.legend(frameon=False, fontsize=8, ncols=len(names))
+    axes.legend(frameon=False, fontsize=8, ncols=len(names), loc="upper left")
+    axes.margins(y=0.12)
 
 
 def _bar_label(row: Row) -> tuple[str, str, str]:

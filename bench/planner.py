@@ -32,9 +32,9 @@ NEW = (1, 8, 64)
 TIERS = (2, 4, 6)
 WORKERS = (1, 8, 64)
 # A state counts as full once so many found no room, or so many per worker were tried.
-_REFUSED_IF_FULL, _MOST_FILLING = 8, 40
+_REFUSED_IF_FULL, _MOST_FILLING = 8, 20
 # Decisions timed per full state, each as if the others had not come.
-_NUM_TIMED_IF_FULL = 60
+_NUM_TIMED_IF_FULL = 100
 # No state has fewer running requests per worker.
 FEWEST_PER_WORKER = 4
 
@@ -178,6 +178,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         table(
             (
                 *sizes,
+                "state",
                 "p50 ms",
                 "p99 ms",
                 "max ms",
@@ -245,7 +246,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     described = meta("bench.planner")
-    num_calls, num_simulated = (20, 1000) if arguments.quick else (300, 8000)
+    num_calls, num_simulated = (20, 1000) if arguments.quick else (200, 8000)
     report = {"meta": described, **measure(num_calls, num_simulated)}
     name = "planner-quick" if arguments.quick else "planner"
     (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -261,7 +261,11 @@ def _send(world: World, row: int, now_s: float) -> None:
     sim.num_sent_tokens = r.num_computed_tokens
     if r.phase != PREFILL:
         sim.sent_at_s = world.link_free_at_s[p]
-        target.arrives_at_s = sim.sent_at_s + world.link[1]
+        arrives_at_s = sim.sent_at_s + world.link[1]
+        if decode_worker.prefills == 1 and target.guaranteed == 1:
+            # Prompts that are computed there were planned without it until then.
+            arrives_at_s = max(arrives_at_s, target.arrives_at_s)
+        target.arrives_at_s = arrives_at_s
         d = sim.decode_worker
         if world.running[d] == 0:
             world.wake_at_s[d] = min(world.wake_at_s[d], target.arrives_at_s)
