@@ -161,7 +161,11 @@ def test_pages_leave_after_the_prompt_and_no_faster_than_the_link(
     sent_at_s = result.sim["sent_at_s"][rows]
     arrives_at_s = watched.world.requests["arrives_at_s"][len(result.workload) + rows]
     assert (sent_at_s > watched.prompt_ended_at_s[rows]).all()
-    assert arrives_at_s == pytest.approx(sent_at_s + machines.link_latency_s, abs=1e-12)
+    at_once_s = sent_at_s + machines.link_latency_s
+    # A decode worker that computes prompts too takes pages in when it was promised them.
+    assert (arrives_at_s >= at_once_s - 1e-12).all()
+    if not machines.num_colocated:
+        assert arrives_at_s == pytest.approx(at_once_s, abs=1e-12)
     token_s = machines.hardware.kv_bytes_per_token / machines.link_bytes_per_s
     decoded_at_s = result.sim[
         "last_token_at_s" if watched.options.prefill_emits_first_token else "first_token_at_s"
