@@ -55,6 +55,8 @@ NUM_PROCESSES = 2
 # What a capacity usually is of the bound; a search starts there.
 USUAL_FRACTION = 0.4
 NUM_CURVE_POINTS = 9
+# Per worker and run, of the quick form with one worker: a thousand of them are scored.
+NUM_REQUESTS = 1700
 
 # Policies of which one worker is enough, and those that need several.
 ALONE = (HEADWAY, "vllm-v0", "vllm-v1", "sarathi", "edf", "niyama", "scorpio")
@@ -74,9 +76,7 @@ class Task:
 def _case(
     scenario: str, arrivals: str, machine: Machine, num_workers: int, num_seeds: int, scale: int = 1
 ) -> Case:
-    # Where some requests take minutes, a run needs more of them to last several times as long.
-    per_worker = 2000 if scenario in ("reasoning", "mixed") else 1700
-    num_requests = num_workers * per_worker * scale
+    num_requests = num_workers * NUM_REQUESTS * scale
     if num_workers > 1:
         num_requests //= 2
     return Case(scenario, arrivals, machine, num_workers, num_requests, tuple(range(num_seeds)))
@@ -205,7 +205,12 @@ class Results:
         done = [self._by_task[task] for task in self._tasks if task in self._by_task]
         rows = [row for measured in done for row in measured.rows]
         return {
-            "meta": {**self._meta, "cpu_s": sum(measured.cpu_s for measured in done)},
+            "meta": {
+                **self._meta,
+                "cpu_s": sum(measured.cpu_s for measured in done),
+                "num_tasks": len(self._tasks),
+                "num_tasks_done": len(done),
+            },
             "rows": rows,
             "summary": summary(rows),
             "curves": [curve for measured in done for curve in measured.curves],

@@ -129,7 +129,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     rows: list[Row] = report["rows"]
     parts = [
         "# Capacity",
-        f"{setting_of(report['meta'])} {report['meta']['cpu_s']:.0f} s of CPU in all.",
+        _effort(report["meta"]),
         _HOW_TO_READ,
         "## Summary",
         table(
@@ -154,12 +154,19 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _effort(measured: Mapping[str, Any]) -> str:
+    """Where, how, how long, and whether to the end."""
+    done, num_tasks = measured["num_tasks_done"], measured["num_tasks"]
+    interrupted = "" if done == num_tasks else f" Interrupted after {done} of {num_tasks} searches."
+    return f"{setting_of(measured)} {measured['cpu_s']:.0f} s of CPU in all.{interrupted}"
+
+
 _HOW_TO_READ = f"""\
 Capacity is the highest rate, in requests asked per second and GPU, at which so many of all that
 was asked are attained; deferred and refused requests are misses. The same requests come at every
 rate, only faster. The first and the last fifth of them are load only and not scored, as the
 system is not full then; short runs still flatter a little where requests last long. Rates lie on
-a grid of {GRID_RATIO - 1:.1%} steps, and the highest one that passes below one that does not is
+a grid of {GRID_RATIO - 1:.0%} steps, and the highest one that passes below one that does not is
 the capacity. All is simulated: true step times are measured ones with noise, and planners only
 know a roofline (headway/sim/truth.py).
 

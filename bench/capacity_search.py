@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 # Neighbouring rates; a capacity is at most this much below where attainment crosses its target.
-GRID_RATIO = 1.025
+GRID_RATIO = 1.03
 # Below this rate per second, nothing is a capacity.
 LOWEST_RATE = 0.01
 # Settings this many steps of the grid below the best one get all seeds, but at most so many.
