@@ -219,9 +219,10 @@ class Results:
     def finish(self) -> str:
         """Write tables and figure; returns the tables."""
         report = self.report()
-        text = markdown(report)
+        figure_path = self._path.with_suffix(".png")
+        text = markdown(report, figure_path.name)
         self._path.with_suffix(".md").write_text(text)
-        figure(report).savefig(self._path.with_suffix(".png"), dpi=110)
+        figure(report).savefig(figure_path, dpi=110)
         return text
 
 

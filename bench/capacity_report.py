@@ -124,8 +124,8 @@ def summary(rows: Sequence[Row]) -> dict[str, float | None]:
     }
 
 
-def markdown(report: Mapping[str, Any]) -> str:
-    """The report for people."""
+def markdown(report: Mapping[str, Any], figure_name: str) -> str:
+    """The report for people, beside the figure of that name."""
     rows: list[Row] = report["rows"]
     parts = [
         "# Capacity",
@@ -136,7 +136,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             ("what", "value"),
             ((name.replace("_", " "), _number(value)) for name, value in report["summary"].items()),
         ),
-        "![capacity and attainment](capacity.png)",
+        f"![capacity and attainment]({figure_name})",
     ]
     for criterion in CRITERIA:
         chosen = [
@@ -148,7 +148,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             f"## Attainment {criterion.attainment:.0%}, {criterion.scoring} scoring",
             _ratio_table(chosen),
             _capacity_table(chosen),
-            _ablation_table(chosen),
+            *([_ablation_table(chosen)] if any(_is_ablation(r["policy"]) for r in chosen) else []),
         ]
     parts += ["## Settings, spread and token-weighted attainment", _settings_table(rows)]
     return "\n\n".join(parts) + "\n"
