@@ -36,7 +36,8 @@ def kernel(function: _Function) -> _Function:
     """Compile `function` with numba on its first call; later processes load the result.
 
     The compiled function may call other kernels, and work on the records of
-    `headway.core.batch_state`. With NUMBA_DISABLE_JIT=1 it runs as plain Python.
+    `headway.core.batch_state`. It cannot run as plain Python (NUMBA_DISABLE_JIT=1): numpy's own
+    records have no fields as attributes.
     """
     # Read when the function is decorated; other users of numba in this process keep theirs.
     others = numba.config.CACHE_DIR

@@ -108,6 +108,7 @@ class Simulation:
     _ttft_bound_s: Floats = field(init=False)
     _followers: dict[int, int] = field(init=False)
     _due: list[tuple[float, int]] = field(init=False)
+    _late_promises: LatePromises | None = field(init=False)
     _deferred: deque[int] = field(default_factory=deque)
     _steps: list[Records] = field(default_factory=list)
     _tokens: list[Records] = field(default_factory=list)
@@ -117,6 +118,8 @@ class Simulation:
     _now_s: float = 0.0
 
     def __post_init__(self) -> None:
+        # Asked once: looking a protocol up takes as long as many a decision.
+        self._late_promises = self.policy if isinstance(self.policy, LatePromises) else None
         workload, num_requests = self.workload, len(self.workload)
         self._arrived_at_s = workload.arrived_at_s.copy()
         self._ttft_bound_s = np.zeros(num_requests)
@@ -268,11 +271,11 @@ class Simulation:
 
     def _promise_late(self) -> None:
         """Promise deferred requests that have met their bounds so far and fit now."""
-        if not isinstance(self.policy, LatePromises):
+        if self._late_promises is None:
             return
         started_s = time.perf_counter()
         for worker in range(self.cluster.num_workers):
-            while (row := self.policy.promise_late(worker, self.view, self._now_s)) >= 0:
+            while (row := self._late_promises.promise_late(worker, self.view, self._now_s)) >= 0:
                 self.world.requests[row]["guaranteed"] = 1
                 self.world.sim["deferred"][row % len(self.workload)] = 0
         self._planning_s += time.perf_counter() - started_s

@@ -14,11 +14,29 @@ LOADS = (0.6, 1.3)
 NUM_REQUESTS = 800
 
 
-@pytest.mark.parametrize("roles", ROLES)
-@pytest.mark.parametrize("scenario", CAPACITY)
+# Pages that arrive at another time than planned change the steps of prompts beside them.
+BROKEN = {("summarizer", "hybrid-2:2"), ("mixed", "hybrid-1:1")}
+# The hand-over is counted for the longest step, which short prompts with tight bounds fail.
+TOO_FEW = {(scenario, "disaggregated-1:1") for scenario in ("chat", "reasoning")} | {
+    ("reasoning", "disaggregated-2:2")
+}
+
+
+def cases() -> list[object]:
+    """All pairs of scenario and roles; those known to fail must be seen to be mended."""
+    open_cases = BROKEN | TOO_FEW
+    mark = pytest.mark.xfail(strict=True, raises=AssertionError, reason="open: decision 007")
+    return [
+        pytest.param(scenario, roles, marks=mark if (scenario, roles) in open_cases else ())
+        for scenario in CAPACITY
+        for roles in ROLES
+    ]
+
+
+@pytest.mark.parametrize(("scenario", "roles"), cases())
 def test_promises_are_kept(scenario: str, roles: str) -> None:
     machines = cluster(roles, exact=True)
-    num_asked = num_promised = num_broken = 0
+    num_asked = num_promised = 0
     for seed, arrivals in enumerate(ARRIVALS):
         for load in LOADS:
             asked = workload(
@@ -31,12 +49,9 @@ def test_promises_are_kept(scenario: str, roles: str) -> None:
             )
             finished = simulate(asked, machines)
             broken = (finished.score.promised & ~finished.score.strict).nonzero()[0]
-            num_broken += len(broken)
+            assert not len(broken), f"{arrivals} at {load}: {broken.tolist()}"
             num_asked += len(asked)
             num_promised += int(finished.score.promised.sum())
     # 36 of these make 100,000.
     assert num_asked > 2800
-    assert num_promised > 0.1 * num_asked
-    # Where decode workers compute prompts too, pages that arrive at another time than planned
-    # still break a promise now and then (decision 007); nowhere else may one break.
-    assert num_broken <= (0.002 * num_promised if roles.startswith("hybrid") else 0)
+    assert num_promised > 0.2 * num_asked
