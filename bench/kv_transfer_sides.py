@@ -99,7 +99,7 @@ class DecodeSide:
                 self.sockets[index].recv_into(message, 0, socket.MSG_WAITALL)
                 frame = decode(message)
                 assert isinstance(frame, PageFrame)
-                transfer.verify(frame)
+                transfer.check(frame)
                 transfer.write(frame, self.store)
             return time.time_ns()
 

@@ -69,10 +69,11 @@ class ExpectedTransfers:
             return self._incoming.get(transfer_id)
 
     def write(self, transfer: IncomingTransfer, frame: PageFrame) -> None:
-        """Put a verified frame into the transfer's blocks.
+        """Put a checked frame into the transfer's blocks, and verify it there.
 
         Raises:
             RequestCancelled: the transfer has ended.
+            KvTransferFailed: the checksum is wrong.
         """
         with self._lock:
             self._check_running(transfer)

@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import google_crc32c
-import numpy as np
 from google.protobuf.message import DecodeError
 
+from headway.adapters.kv_grpc.checksums import checksum, copy_with_checksum
 from headway.adapters.kv_grpc.layout import PageLayout
 from headway.errors import KvTransferFailed
 from headway.v1 import kv_transfer_service_pb2 as pb
@@ -47,7 +46,12 @@ class PageRange:
 
 @dataclass(frozen=True, slots=True)
 class PageFrame:
-    """One page frame. `payload` is a view into the received message."""
+    """One page frame.
+
+    Attributes:
+        payload: a view into the received message, or into memory that its sender may write to
+            at any time: only a copy can be checked.
+    """
 
     sequence: int
     pages: PageRange
@@ -67,20 +71,6 @@ class GatheredFrame:
     frame: PageFrame
     message: bytes | None
     slot: int | None
-
-
-def checksum(views: Sequence[memoryview], value: int = 0) -> int:
-    """CRC-32C of contiguous buffers, one after the other, continued from `value`."""
-    for view in views:
-        # google_crc32c refuses memoryviews but takes an array over the same memory.
-        value = google_crc32c.extend(value, np.frombuffer(view, np.uint8)) if view.nbytes else value
-    return value
-
-
-def checksum_of_checksums(crc32c: int, value: int) -> int:
-    """Continue the transfer's checksum `value` with that of one more frame."""
-    extended: int = google_crc32c.extend(value, struct.pack("<I", crc32c))
-    return extended
 
 
 def _varint5(number: int) -> bytes:
@@ -128,14 +118,11 @@ def gather_into(
     views: Sequence[memoryview],
 ) -> GatheredFrame:
     """A page frame whose payload lies in `memory`, which is that slot's."""
-    end = 0
+    end = crc32c = 0
     for view in views:
         start, end = end, end + view.nbytes
-        # Not with numpy, which hands the interpreter to another thread at every copy.
-        memory[start:end] = view
-    # Of the copy, which has just passed through the cache.
-    payload = memory[:end]
-    return GatheredFrame(PageFrame(sequence, pages, checksum([payload]), payload), None, slot)
+        crc32c = copy_with_checksum(memory[start:end], view, crc32c)
+    return GatheredFrame(PageFrame(sequence, pages, crc32c, memory[:end]), None, slot)
 
 
 def decode(message: bytes | memoryview) -> pb.PushOpen | pb.PushCommit | PageFrame:

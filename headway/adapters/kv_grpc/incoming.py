@@ -7,12 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headway.adapters.kv_grpc.frames import (
-    PageFrame,
-    PageRange,
-    checksum,
-    checksum_of_checksums,
-)
+from headway.adapters.kv_grpc.checksums import checksum_of_checksums
+from headway.adapters.kv_grpc.frames import PageFrame, PageRange
 from headway.adapters.kv_grpc.layout import PageLayout, PageStore
 from headway.errors import KvTransferFailed
 from headway.ports import KvTransferRecord
@@ -20,7 +16,7 @@ from headway.v1 import kv_transfer_service_pb2 as pb
 
 
 class IncomingTransfer:
-    """Verifies the frames of one expected transfer and puts them into its blocks.
+    """Puts the frames of one expected transfer into its blocks, and verifies them there.
 
     Every method that takes something from the wire raises KvTransferFailed if it is wrong.
 
@@ -56,8 +52,8 @@ class IncomingTransfer:
                 f"{num_blocks} blocks were announced, {len(self._block_ids)} are expected"
             )
 
-    def verify(self, frame: PageFrame) -> None:
-        """Check a frame against what came before it and against its own checksum."""
+    def check(self, frame: PageFrame) -> None:
+        """Check what a frame says of itself against what came before it."""
         pages = frame.pages
         if self._started_unix_ns is None:
             self._started_unix_ns = time.time_ns()
@@ -72,12 +68,7 @@ class IncomingTransfer:
                 f"{frame.payload.nbytes} bytes came for {pages.num_pages} pages"
                 f" of {self._layout.page_bytes}"
             )
-        if checksum([frame.payload]) != frame.crc32c:
-            raise KvTransferFailed(f"the checksum of page frame {frame.sequence} is wrong")
         self._next_sequence += 1
-        self._num_frames += 1
-        self._crc32c = checksum_of_checksums(frame.crc32c, self._crc32c)
-        self.num_bytes += frame.payload.nbytes
 
     def _check_range(self, pages: PageRange) -> None:
         inside = (
@@ -101,13 +92,24 @@ class IncomingTransfer:
         )
 
     def write(self, frame: PageFrame, store: PageStore) -> None:
-        """Copy a verified frame into the request's own blocks."""
+        """Copy a checked frame into the request's own blocks, and verify the copy.
+
+        Where the checksum is wrong, so are the pages: nobody may see them before the commit,
+        and there must be none.
+        """
         layers, blocks = self._rectangle(frame.pages)
         block_ids = self._block_ids[blocks]
         layer_bytes = len(block_ids) * self._layout.page_bytes
+        crc32c = 0
         for index, layer in enumerate(range(layers.start, layers.stop)):
             start = index * layer_bytes
-            store.write(layer, block_ids, frame.payload[start : start + layer_bytes])
+            with frame.payload[start : start + layer_bytes] as payload:
+                crc32c = store.write(layer, block_ids, payload, crc32c)
+        if crc32c != frame.crc32c:
+            raise KvTransferFailed(f"the checksum of page frame {frame.sequence} is wrong")
+        self._num_frames += 1
+        self._crc32c = checksum_of_checksums(crc32c, self._crc32c)
+        self.num_bytes += frame.payload.nbytes
 
     def commit(self, commit: pb.PushCommit, traceparent: str) -> KvTransferRecord:
         """Check that exactly all pages came; nothing was promised before this returns."""

@@ -67,7 +67,7 @@ class IncomingStream(Protocol):
     traceparent: str
 
     async def read(self) -> pb.PushOpen | pb.PushCommit | PageFrame:
-        """The next message; a frame's payload is valid until the next `await`.
+        """The next message; a frame's payload is valid until it is answered.
 
         Raises:
             KvTransferFailed: there is none, or it is no message.

@@ -36,10 +36,16 @@ class PageStore(Protocol):
         """
         ...
 
-    def write(self, layer: int, block_ids: Sequence[int], payload: memoryview) -> None:
+    def write(
+        self, layer: int, block_ids: Sequence[int], payload: memoryview, crc32c: int = 0
+    ) -> int:
         """Copy `payload`, the pages of `block_ids` one after the other, into place.
 
         Called from the receiver's thread.
+
+        Returns:
+            CRC-32C, continued from `crc32c`, of a copy that nobody else writes to: `payload`
+            may have changed since it was read.
         """
         ...
 

@@ -10,11 +10,11 @@ from typing import Protocol
 
 import grpc
 
+from headway.adapters.kv_grpc.checksums import checksum_of_checksums
 from headway.adapters.kv_grpc.frames import (
     WINDOW_BYTES,
     GatheredFrame,
     PageRange,
-    checksum_of_checksums,
     gather_into,
     gather_message,
     without_blocks_before,

@@ -63,7 +63,6 @@ class SharedIncoming:
         self._tasks: set[asyncio.Task[None]] = set()
         self._results: list[pb.SharedResult] = []
         self._has_results = asyncio.Event()
-        self._private = memoryview(bytearray(segment.slots[0].nbytes))
         self.num_frames_waiting = 0
 
     async def run(self) -> None:
@@ -155,8 +154,8 @@ class SharedIncoming:
             results, self._results = self._results, []
             await write(self._context, pb.PushSharedResponse(results=results))
 
-    def copied(self, shared: pb.SharedFrame) -> PageFrame:
-        """A frame with its payload out of the sender's reach, until the next frame is copied.
+    def in_slot(self, shared: pb.SharedFrame) -> PageFrame:
+        """A frame whose payload lies where the sender may still write.
 
         Raises:
             KvTransferFailed: it is not in a slot.
@@ -165,10 +164,10 @@ class SharedIncoming:
             shared.first_layer, shared.num_layers, shared.first_block, shared.num_blocks
         )
         num_bytes = pages.num_pages * self._layout.page_bytes
-        if shared.slot >= len(self._segment.slots) or num_bytes > self._private.nbytes:
+        slots = self._segment.slots
+        if shared.slot >= len(slots) or num_bytes > slots[shared.slot].nbytes:
             raise KvTransferFailed(f"{pages} is not in slot {shared.slot}")
-        payload = self._private[:num_bytes]
-        payload[:] = self._segment.slots[shared.slot][:num_bytes]
+        payload = slots[shared.slot][:num_bytes]
         return PageFrame(shared.sequence, pages, shared.crc32c, payload)
 
 
@@ -202,7 +201,7 @@ class _Transfer:
         self._count(step, -1)
         match step.WhichOneof("step"):
             case "frame":
-                return self._stream.copied(step.frame)
+                return self._stream.in_slot(step.frame)
             case "commit":
                 return step.commit
             case _:

@@ -28,7 +28,8 @@ class FreeSlots:
     """Slots that no frame is in. `take` is thread-safe, everything else is called on the loop."""
 
     def __init__(self, num_slots: int) -> None:
-        self._free = deque(range(num_slots))
+        # The one that was freed last is taken first: it may still lie in the cache.
+        self._free = list(range(num_slots))
         self._lock = threading.Lock()
         self._waiting: deque[asyncio.Future[int]] = deque()
 
@@ -37,13 +38,13 @@ class FreeSlots:
         with self._lock:
             if self._waiting or len(self._free) <= num_left:
                 return None
-            return self._free.popleft()
+            return self._free.pop()
 
     async def wait(self) -> int:
         """A slot, each in turn."""
         with self._lock:
             if self._free and not self._waiting:
-                return self._free.popleft()
+                return self._free.pop()
             future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
         try:

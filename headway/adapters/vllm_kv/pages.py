@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
+from headway.adapters.kv_grpc.checksums import copy_with_checksum
 from headway.adapters.kv_grpc.layout import PageLayout
+from headway.adapters.kv_grpc.numpy_store import views_of_rows, write_rows
 from headway.errors import ConfigError
 
 
@@ -51,6 +52,8 @@ class TorchPageStore:
             raise ConfigError(f"KV transfer needs pages of one size, but there are {sorted(sizes)}")
         (self.page_bytes,) = sizes
         self._on_gpu = self._rows[0].is_cuda
+        # Of CPU tensors, whose memory is read and written directly.
+        self._cpu_rows = [] if self._on_gpu else [rows.numpy() for rows in self._rows]
         # Copies to the device go beside the engine's own work, not behind it.
         self._write_stream = torch.cuda.Stream() if self._on_gpu else None
 
@@ -60,30 +63,32 @@ class TorchPageStore:
 
     def read(self, layer: int, block_ids: Sequence[int]) -> list[memoryview]:
         """See `PageStore`."""
-        rows = self._rows[layer]
         if not self._on_gpu:
-            return [rows[block_id].numpy().data for block_id in block_ids]
+            return views_of_rows(self._cpu_rows[layer], block_ids)
+        rows = self._rows[layer]
         gathered = rows.index_select(0, torch.tensor(block_ids, device=rows.device))
         host = torch.empty(gathered.shape, dtype=torch.uint8, pin_memory=True)
         # On the engine's own stream, so behind the kernels that write these pages.
         host.copy_(gathered, non_blocking=True)
         torch.cuda.current_stream(rows.device).synchronize()
-        return [page.numpy().data for page in host]
+        return [host.numpy().reshape(-1).data]
 
-    def write(self, layer: int, block_ids: Sequence[int], payload: memoryview) -> None:
+    def write(
+        self, layer: int, block_ids: Sequence[int], payload: memoryview, crc32c: int = 0
+    ) -> int:
         """See `PageStore`."""
-        rows = self._rows[layer]
-        pages = np.frombuffer(payload, np.uint8).reshape(len(block_ids), self.page_bytes)
         if not self._on_gpu:
-            rows.numpy()[list(block_ids)] = pages
-            return
-        host = torch.empty(pages.shape, dtype=torch.uint8, pin_memory=True)
-        host.numpy()[:] = pages
+            return write_rows(self._cpu_rows[layer], block_ids, payload, crc32c)
+        rows = self._rows[layer]
+        shape = (len(block_ids), self.page_bytes)
+        host = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        crc32c = copy_with_checksum(host.numpy().reshape(-1).data, payload, crc32c)
         with torch.cuda.stream(self._write_stream):
             index = torch.tensor(block_ids, device=rows.device)
             rows.index_copy_(0, index, host.to(rows.device, non_blocking=True))
             # The page counts as received, and `host` is given back, once it is there.
             torch.cuda.current_stream(rows.device).synchronize()
+        return crc32c
 
 
 def layout_of(

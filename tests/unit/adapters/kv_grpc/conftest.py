@@ -10,7 +10,8 @@ import grpc
 import numpy as np
 import pytest
 
-from headway.adapters.kv_grpc.frames import PageFrame, checksum_of_checksums, cut, decode, encode
+from headway.adapters.kv_grpc.checksums import checksum_of_checksums
+from headway.adapters.kv_grpc.frames import PageFrame, cut, decode, encode
 from headway.adapters.kv_grpc.layout import PageLayout
 from headway.adapters.kv_grpc.numpy_store import NumpyPageStore
 from headway.adapters.kv_grpc.receiver import KvReceiver, TransferOutcome

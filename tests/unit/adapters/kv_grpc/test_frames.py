@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headway.adapters.kv_grpc.checksums import checksum
 from headway.adapters.kv_grpc.frames import (
     HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
     PageFrame,
     PageRange,
-    checksum,
     cut,
     decode,
     encode,

@@ -10,12 +10,8 @@ import grpc
 import pytest
 
 from headway.adapters.kv_grpc import receiver, segment
-from headway.adapters.kv_grpc.frames import (
-    GatheredFrame,
-    checksum_of_checksums,
-    cut,
-    gather_into,
-)
+from headway.adapters.kv_grpc.checksums import checksum_of_checksums
+from headway.adapters.kv_grpc.frames import GatheredFrame, cut, gather_into
 from headway.adapters.kv_grpc.segment import map_offered
 from headway.ports import KvTarget
 from headway.v1 import kv_transfer_service_pb2 as pb
