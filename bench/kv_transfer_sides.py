@@ -164,8 +164,7 @@ class PrefillSide:
         for sequence, pages in enumerate(cut(LAYOUT, 0, num_blocks)):
             blocks = range(first + pages.first_block, first + pages.first_block + pages.num_blocks)
             layers = range(pages.first_layer, pages.first_layer + pages.num_layers)
-            views = [view for layer in layers for view in self.store.read(layer, blocks)]
-            yield encode(sequence, pages, views)
+            yield encode(sequence, pages, self.store.read(layers, blocks))
 
     def connect(self, number: int, port: int) -> None:
         self.sockets = [socket.create_connection(("127.0.0.1", port)) for _ in range(number)]

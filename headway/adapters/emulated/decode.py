@@ -252,7 +252,7 @@ class DecodeWork:
     def _pages_are_right(self, sequence: _Sequence) -> bool:
         block_ids = self.batch.block_ids[sequence.job.request_id]
         return all(
-            b"".join(self._store.read(layer, block_ids))
+            b"".join(self._store.read(range(layer, layer + 1), block_ids))
             == content.pages(sequence.block_hashes, layer, self._layout.page_bytes)
             for layer in range(self._layout.num_layers)
         )

@@ -136,7 +136,7 @@ class PrefillWork:
             new_pages = content.pages(
                 prompt.block_hashes[first:num_complete_blocks], layer, self._layout.page_bytes
             )
-            self._store.write(layer, block_ids, memoryview(new_pages))
+            self._store.write(range(layer, layer + 1), block_ids, memoryview(new_pages))
         self.transport.push_pages(prompt.job.target.transfer_id, first, block_ids)
         prompt.num_sent_blocks = num_complete_blocks
 

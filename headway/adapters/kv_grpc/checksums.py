@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import google_crc32c
 import numpy as np
+import numpy.typing as npt
 
 # What has just been copied is summed from the cache: from main memory CRC-32C is several times
 # slower.
@@ -21,20 +22,19 @@ def checksum(views: Sequence[memoryview], value: int = 0) -> int:
     return value
 
 
-def copy_with_checksum(target: memoryview, source: memoryview, value: int = 0) -> int:
-    """Copy `source` to the equally long `target`.
+def copy_with_checksum(target: npt.NDArray[np.uint8], source: memoryview, value: int = 0) -> int:
+    """Copy `source` to the equally long `target`, which is contiguous.
 
     Returns:
         CRC-32C, continued from `value`, of the copy: whatever becomes of `source` meanwhile, it
         tells what is in `target`.
     """
-    copy = np.frombuffer(target, np.uint8)
-    num_bytes = target.nbytes
-    for start in range(0, num_bytes, _PIECE_BYTES):
-        end = min(start + _PIECE_BYTES, num_bytes)
-        # Not with numpy, which hands the interpreter to another thread at every copy.
-        target[start:end] = source[start:end]
-        value = google_crc32c.extend(value, copy[start:end])
+    # Not copied by numpy, which hands the interpreter to another thread at every copy.
+    memory = target.data
+    for start in range(0, target.nbytes, _PIECE_BYTES):
+        end = start + _PIECE_BYTES
+        memory[start:end] = source[start:end]
+        value = google_crc32c.extend(value, target[start:end])
     return value
 
 

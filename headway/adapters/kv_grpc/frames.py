@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from headway.adapters.kv_grpc.checksums import checksum, copy_with_checksum
@@ -118,10 +119,11 @@ def gather_into(
     views: Sequence[memoryview],
 ) -> GatheredFrame:
     """A page frame whose payload lies in `memory`, which is that slot's."""
+    target = np.frombuffer(memory, np.uint8)
     end = crc32c = 0
     for view in views:
         start, end = end, end + view.nbytes
-        crc32c = copy_with_checksum(memory[start:end], view, crc32c)
+        crc32c = copy_with_checksum(target[start:end], view, crc32c)
     return GatheredFrame(PageFrame(sequence, pages, crc32c, memory[:end]), None, slot)
 
 

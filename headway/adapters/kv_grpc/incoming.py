@@ -99,12 +99,7 @@ class IncomingTransfer:
         """
         layers, blocks = self._rectangle(frame.pages)
         block_ids = self._block_ids[blocks]
-        layer_bytes = len(block_ids) * self._layout.page_bytes
-        crc32c = 0
-        for index, layer in enumerate(range(layers.start, layers.stop)):
-            start = index * layer_bytes
-            with frame.payload[start : start + layer_bytes] as payload:
-                crc32c = store.write(layer, block_ids, payload, crc32c)
+        crc32c = store.write(range(layers.start, layers.stop), block_ids, frame.payload)
         if crc32c != frame.crc32c:
             raise KvTransferFailed(f"the checksum of page frame {frame.sequence} is wrong")
         self._num_frames += 1

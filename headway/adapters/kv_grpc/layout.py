@@ -28,24 +28,21 @@ class PageLayout:
 class PageStore(Protocol):
     """The KV memory of one engine. Block ids are the engine's own."""
 
-    def read(self, layer: int, block_ids: Sequence[int]) -> list[memoryview]:
-        """The pages of these blocks one after the other, as contiguous views.
+    def read(self, layers: range, block_ids: Sequence[int]) -> list[memoryview]:
+        """The pages of these blocks, by layer, then by block, as contiguous views.
 
         Few long views are copied faster than many short ones. Valid until the next engine
         step.
         """
         ...
 
-    def write(
-        self, layer: int, block_ids: Sequence[int], payload: memoryview, crc32c: int = 0
-    ) -> int:
-        """Copy `payload`, the pages of `block_ids` one after the other, into place.
+    def write(self, layers: range, block_ids: Sequence[int], payload: memoryview) -> int:
+        """Copy `payload`, the pages of these blocks, by layer, then by block, into place.
 
         Called from the receiver's thread.
 
         Returns:
-            CRC-32C, continued from `crc32c`, of a copy that nobody else writes to: `payload`
-            may have changed since it was read.
+            CRC-32C of a copy that nobody else writes to: `payload` may change meanwhile.
         """
         ...
 

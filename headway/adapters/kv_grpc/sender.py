@@ -113,11 +113,8 @@ class KvSender:
         for pages in cut(self._layout, first_wanted, len(wanted_ids)):
             start = pages.first_block - first_wanted
             frame_ids = wanted_ids[start : start + pages.num_blocks]
-            views = [
-                view
-                for layer in range(pages.first_layer, pages.first_layer + pages.num_layers)
-                for view in self._store.read(layer, frame_ids)
-            ]
+            layers = range(pages.first_layer, pages.first_layer + pages.num_layers)
+            views = self._store.read(layers, frame_ids)
             # Those that were gathered are handed over before others wait for their memory.
             if len(gathered) == _FRAMES_AT_ONCE or (gathered and not self._has_room(pages)):
                 self._hand_over(transfer, gathered)

@@ -11,7 +11,7 @@ import torch
 
 from headway.adapters.kv_grpc.checksums import copy_with_checksum
 from headway.adapters.kv_grpc.layout import PageLayout
-from headway.adapters.kv_grpc.numpy_store import views_of_rows, write_rows
+from headway.adapters.kv_grpc.numpy_store import stretches, write_rows
 from headway.errors import ConfigError
 
 
@@ -61,28 +61,39 @@ class TorchPageStore:
     def num_layers(self) -> int:
         return len(self._rows)
 
-    def read(self, layer: int, block_ids: Sequence[int]) -> list[memoryview]:
+    def read(self, layers: range, block_ids: Sequence[int]) -> list[memoryview]:
         """See `PageStore`."""
         if not self._on_gpu:
-            return views_of_rows(self._cpu_rows[layer], block_ids)
-        rows = self._rows[layer]
+            cpu_rows = self._cpu_rows[layers.start : layers.stop]
+            return [pages.data for pages in stretches(cpu_rows, block_ids)]
+        return [self._read_from_gpu(self._rows[layer], block_ids) for layer in layers]
+
+    def write(self, layers: range, block_ids: Sequence[int], payload: memoryview) -> int:
+        """See `PageStore`."""
+        if not self._on_gpu:
+            return write_rows(self._cpu_rows[layers.start : layers.stop], block_ids, payload)
+        crc32c = 0
+        layer_bytes = len(block_ids) * self.page_bytes
+        for index, layer in enumerate(layers):
+            pages = payload[index * layer_bytes : (index + 1) * layer_bytes]
+            crc32c = self._write_to_gpu(self._rows[layer], block_ids, pages, crc32c)
+        return crc32c
+
+    def _read_from_gpu(self, rows: torch.Tensor, block_ids: Sequence[int]) -> memoryview:
         gathered = rows.index_select(0, torch.tensor(block_ids, device=rows.device))
         host = torch.empty(gathered.shape, dtype=torch.uint8, pin_memory=True)
         # On the engine's own stream, so behind the kernels that write these pages.
         host.copy_(gathered, non_blocking=True)
         torch.cuda.current_stream(rows.device).synchronize()
-        return [host.numpy().reshape(-1).data]
+        pages: memoryview = host.numpy().reshape(-1).data
+        return pages
 
-    def write(
-        self, layer: int, block_ids: Sequence[int], payload: memoryview, crc32c: int = 0
+    def _write_to_gpu(
+        self, rows: torch.Tensor, block_ids: Sequence[int], pages: memoryview, crc32c: int
     ) -> int:
-        """See `PageStore`."""
-        if not self._on_gpu:
-            return write_rows(self._cpu_rows[layer], block_ids, payload, crc32c)
-        rows = self._rows[layer]
         shape = (len(block_ids), self.page_bytes)
         host = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        crc32c = copy_with_checksum(host.numpy().reshape(-1).data, payload, crc32c)
+        crc32c = copy_with_checksum(host.numpy().reshape(-1), pages, crc32c)
         with torch.cuda.stream(self._write_stream):
             index = torch.tensor(block_ids, device=rows.device)
             rows.index_copy_(0, index, host.to(rows.device, non_blocking=True))
