@@ -31,6 +31,10 @@ def copy_with_checksum(target: npt.NDArray[np.uint8], source: memoryview, value:
     """
     # Not copied by numpy, which hands the interpreter to another thread at every copy.
     memory = target.data
+    if target.nbytes <= _PIECE_BYTES:
+        memory[:] = source
+        extended: int = google_crc32c.extend(value, target)
+        return extended
     for start in range(0, target.nbytes, _PIECE_BYTES):
         end = start + _PIECE_BYTES
         memory[start:end] = source[start:end]

@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 from google.protobuf.message import DecodeError
 
-from headway.adapters.kv_grpc.checksums import checksum, copy_with_checksum
+from headway.adapters.kv_grpc.checksums import checksum
 from headway.adapters.kv_grpc.layout import PageLayout
 from headway.errors import KvTransferFailed
 from headway.v1 import kv_transfer_service_pb2 as pb
@@ -119,12 +118,14 @@ def gather_into(
     views: Sequence[memoryview],
 ) -> GatheredFrame:
     """A page frame whose payload lies in `memory`, which is that slot's."""
-    target = np.frombuffer(memory, np.uint8)
-    end = crc32c = 0
+    end = 0
     for view in views:
         start, end = end, end + view.nbytes
-        crc32c = copy_with_checksum(target[start:end], view, crc32c)
-    return GatheredFrame(PageFrame(sequence, pages, crc32c, memory[:end]), None, slot)
+        # Not with numpy, which hands the interpreter to another thread at every copy.
+        memory[start:end] = view
+    # Of the copy, which has just passed through the cache.
+    payload = memory[:end]
+    return GatheredFrame(PageFrame(sequence, pages, checksum([payload]), payload), None, slot)
 
 
 def decode(message: bytes | memoryview) -> pb.PushOpen | pb.PushCommit | PageFrame:

@@ -22,6 +22,8 @@ from headway.v1 import kv_transfer_service_pb2 as pb
 
 # A sender has no more transfers at once than requests that its engine computes.
 _MAX_TRANSFERS = 1024
+# Of the slots; so many are worth a message while there is other work.
+_FREED_RATIO = 0.25
 # Version 00 has 55; it goes into the record of the transfer.
 _MAX_TRACEPARENT_CHARACTERS = 256
 
@@ -64,6 +66,8 @@ class SharedIncoming:
         self._results: list[pb.SharedResult] = []
         self._has_results = asyncio.Event()
         self.num_frames_waiting = 0
+        # Frames that were handed to their transfers since answers were last sent.
+        self._num_frames_taken = 0
 
     async def run(self) -> None:
         """Until the sender ends the stream, or breaks its rules.
@@ -138,20 +142,28 @@ class SharedIncoming:
                 self.answer(pb.SharedResult(transfer_number=transfer.number, failed=failed))
 
     @property
-    def has_results(self) -> bool:
-        """Whether answers wait to be sent."""
-        return bool(self._results)
+    def must_write(self) -> bool:
+        """Whether answers are to be sent now."""
+        return self._has_results.is_set()
 
     def answer(self, result: pb.SharedResult) -> None:
-        """Send it, together with all that are there before the stream takes more."""
+        """Send it, together with others.
+
+        While frames wait, which will be answered too, only those answers are sent at once that
+        let a sender begin, or give it back a good part of its slots.
+        """
         self._results.append(result)
-        self._has_results.set()
+        lets_begin = result.response.HasField("accepted")
+        frees_many = self._num_frames_taken >= len(self._segment.slots) * _FREED_RATIO
+        if lets_begin or frees_many or not self.num_frames_waiting:
+            self._has_results.set()
 
     async def _write(self) -> None:
         while True:
             await self._has_results.wait()
             self._has_results.clear()
             results, self._results = self._results, []
+            self._num_frames_taken = 0
             await write(self._context, pb.PushSharedResponse(results=results))
 
     def in_slot(self, shared: pb.SharedFrame) -> PageFrame:
@@ -168,6 +180,7 @@ class SharedIncoming:
         if shared.slot >= len(slots) or num_bytes > slots[shared.slot].nbytes:
             raise KvTransferFailed(f"{pages} is not in slot {shared.slot}")
         payload = slots[shared.slot][:num_bytes]
+        self._num_frames_taken += 1
         return PageFrame(shared.sequence, pages, shared.crc32c, payload)
 
 
@@ -208,7 +221,7 @@ class _Transfer:
                 raise KvTransferFailed("a SharedStep is one of open, frame, commit and abort")
 
     async def has_more(self) -> bool:
-        if self._stream.has_results:
+        if self._stream.must_write:
             # Slots that are free again are worth more to the sender than this frame.
             await asyncio.sleep(0)
         return bool(self._steps)

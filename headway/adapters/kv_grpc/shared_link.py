@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -11,65 +10,22 @@ from typing import Any
 import grpc
 
 from headway.adapters.kv_grpc.frames import GatheredFrame
+from headway.adapters.kv_grpc.free_slots import FreeSlots
 from headway.adapters.kv_grpc.outgoing import Answers, StreamEnded
 from headway.adapters.kv_grpc.own_stream import SERVICE
 from headway.adapters.kv_grpc.segment import Slots, map_offered
 from headway.ports import KvTarget
 from headway.v1 import kv_transfer_service_pb2 as pb
 
-# A message costs more than the copy of a frame.
-_FRAMES_PER_MESSAGE = 4
-_FRAME_WAITS_S = 0.0005
+# A message costs more than the copy of a frame. Where so many frames lie before the receiver
+# that it will not be idle soon, the next message may be a larger one.
+_STEPS_PER_MESSAGE = 4
+_STEPS_PER_LARGE_MESSAGE = 8
+_STEP_WAITS_S = 0.0005
+# It answers when it has nothing left to do, and that ends the wait sooner.
+_STEP_WAITS_LONG_S = 0.002
 
 _Call = grpc.aio.StreamStreamCall[bytes, bytes]
-
-
-class FreeSlots:
-    """Slots that no frame is in. `take` is thread-safe, everything else is called on the loop."""
-
-    def __init__(self, num_slots: int) -> None:
-        # The one that was freed last is taken first: it may still lie in the cache.
-        self._free = list(range(num_slots))
-        self._lock = threading.Lock()
-        self._waiting: deque[asyncio.Future[int]] = deque()
-
-    def take(self, num_left: int = 0) -> int | None:
-        """A slot, unless somebody waits for one or fewer than `num_left` would be left."""
-        with self._lock:
-            if self._waiting or len(self._free) <= num_left:
-                return None
-            return self._free.pop()
-
-    async def wait(self) -> int:
-        """A slot, each in turn."""
-        with self._lock:
-            if self._free and not self._waiting:
-                return self._free.pop()
-            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            self._waiting.append(future)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                self.release(future.result())
-            raise
-
-    def release(self, slot: int) -> None:
-        with self._lock:
-            while self._waiting:
-                future = self._waiting.popleft()
-                if not future.done():
-                    future.set_result(slot)
-                    return
-            self._free.append(slot)
-
-    def end(self, error: Exception) -> None:
-        """Fail everybody who waits."""
-        with self._lock:
-            for future in self._waiting:
-                if not future.done():
-                    future.set_exception(error)
-            self._waiting.clear()
 
 
 class SharedLink:
@@ -78,17 +34,21 @@ class SharedLink:
     Attributes:
         slots: the receiver's memory; empty when the link has ended.
         free: which of them hold no frame.
+        num_unanswered: frames of all transfers that the receiver has not answered, whether or
+            not they were sent.
     """
 
     def __init__(self, call: _Call, slots: Slots, on_ended: Callable[[], None]) -> None:
         self.slots = slots
         self.free = FreeSlots(len(slots))
+        self.num_unanswered = 0
         self.ended = False
         self._call = call
         self._on_ended = on_ended
         self._pushes: dict[int, SharedPush] = {}
         self._num_opened = 0
         self._steps: list[pb.SharedStep] = []
+        self._num_frames_kept = 0
         self._has_steps = asyncio.Event()
         self._call_later = asyncio.get_running_loop().call_later
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
@@ -135,12 +95,26 @@ class SharedLink:
         return self._num_opened
 
     def say(self, step: pb.SharedStep) -> None:
-        """Send a step: a frame together with those that come with it, all others at once."""
+        """Send a step, together with those that come with it.
+
+        None waits long, and only a frame waits while the receiver has little to do.
+        """
         self._steps.append(step)
-        if not step.HasField("frame") or len(self._steps) >= _FRAMES_PER_MESSAGE:
+        is_frame = step.HasField("frame")
+        self._num_frames_kept += is_frame
+        if self._is_receiver_busy():
+            is_due = len(self._steps) >= _STEPS_PER_LARGE_MESSAGE
+            wait_s = _STEP_WAITS_LONG_S
+        else:
+            is_due = not is_frame or len(self._steps) >= _STEPS_PER_MESSAGE
+            wait_s = _STEP_WAITS_S
+        if is_due:
             self._has_steps.set()
         elif len(self._steps) == 1:
-            self._call_later(_FRAME_WAITS_S, self._has_steps.set)
+            self._call_later(wait_s, self._has_steps.set)
+
+    def _is_receiver_busy(self) -> bool:
+        return self.num_unanswered - self._num_frames_kept >= _STEPS_PER_MESSAGE
 
     async def _write(self) -> None:
         try:
@@ -148,6 +122,7 @@ class SharedLink:
                 await self._has_steps.wait()
                 self._has_steps.clear()
                 steps, self._steps = self._steps, []
+                self._num_frames_kept = 0
                 if not steps:
                     continue
                 await self._call.write(pb.PushSharedRequest(steps=steps).SerializeToString())
@@ -164,6 +139,8 @@ class SharedLink:
                     break
                 for result in pb.PushSharedResponse.FromString(message).results:
                     self._take(result)
+                if not self._is_receiver_busy():
+                    self._has_steps.set()
         except grpc.aio.AioRpcError as error:
             reason = f"{error.code().name}: {error.details()}"
         finally:
@@ -229,6 +206,7 @@ class SharedPush:
         slot = await self._put(payload) if frame.slot is None else frame.slot
         self._num_bytes += payload.nbytes
         self._sent.append((slot, self._num_bytes))
+        self._link.num_unanswered += 1
         pages = frame.frame.pages
         shared = pb.SharedFrame(
             slot=slot,
@@ -271,6 +249,7 @@ class SharedPush:
         num_bytes = result.response.progress.num_bytes
         while self._sent and (self._is_over or self._sent[0][1] <= num_bytes):
             self._link.free.release(self._sent.popleft()[0])
+            self._link.num_unanswered -= 1
         if self._answers is None:
             return
         if result.HasField("failed"):
