@@ -17,11 +17,12 @@ from headway.adapters.kv_grpc.segment import Slots, map_offered
 from headway.ports import KvTarget
 from headway.v1 import kv_transfer_service_pb2 as pb
 
-# A message costs more than the copy of a frame. Where so many frames lie before the receiver
-# that it will not be idle soon, the next message may be a larger one.
+# A message costs more than the copy of a frame. While so many frames lie before the receiver
+# that it will not be idle soon, messages may wait to become larger ones.
 _STEPS_PER_MESSAGE = 4
-_STEPS_PER_LARGE_MESSAGE = 8
 _STEP_WAITS_S = 0.0005
+_MANY_FRAMES = 8
+_STEPS_PER_LARGE_MESSAGE = 8
 # It answers when it has nothing left to do, and that ends the wait sooner.
 _STEP_WAITS_LONG_S = 0.002
 
@@ -114,7 +115,7 @@ class SharedLink:
             self._call_later(wait_s, self._has_steps.set)
 
     def _is_receiver_busy(self) -> bool:
-        return self.num_unanswered - self._num_frames_kept >= _STEPS_PER_MESSAGE
+        return self.num_unanswered - self._num_frames_kept >= _MANY_FRAMES
 
     async def _write(self) -> None:
         try:
