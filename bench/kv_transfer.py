@@ -8,8 +8,8 @@ interleaved, so that a noisy machine disturbs all of them alike. Where pages are
 
     memory copy    numpy, in one process, buffers warm
     plain socket   sendall and recv_into between two contiguous buffers, nothing checked
-    paged socket   sockets that do what a transfer must: gather pages, checksum them, check
-                   them, put them into blocks
+    paged socket   sockets that do what a transfer must: gather pages, checksum them, put
+                   them into blocks, check them there
     bare gRPC      the same frames through grpcio alone: no page is gathered, checked or stored
     headway        KvSender to KvReceiver, from open to commit: as it is on one host, with the
                    pages in shared memory, and with messages only, as between hosts

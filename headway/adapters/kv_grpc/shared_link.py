@@ -188,8 +188,9 @@ class SharedPush:
 
     def take_slot(self, accepted: bool) -> tuple[int, Slots] | None:
         slots = self._link.slots
-        # Half are kept for transfers that are accepted, so that others never hold them up.
-        slot = self._link.free.take(0 if accepted else len(slots) // 2) if slots else None
+        # Some are kept for transfers that are accepted, so that others never hold them up. Not
+        # more: what finds no slot is copied twice.
+        slot = self._link.free.take(0 if accepted else len(slots) // 4) if slots else None
         return None if slot is None else (slot, slots)
 
     def release_slot(self, slot: int) -> None:

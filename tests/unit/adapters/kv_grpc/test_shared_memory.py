@@ -165,7 +165,7 @@ def test_transfers_that_nobody_expects_leave_room_for_those_that_somebody_does(
     until(lambda: len(link.free._free) == small_segments)
     ignored = pair.target("ignored")
     pair.send(ignored, list(range(12)))
-    assert len(link.free._free) == small_segments // 2
+    assert len(link.free._free) == small_segments // 4
     transfer_whole(pair, "second")
     pair.sender.abort(ignored.transfer_id)
     until(lambda: len(link.free._free) == small_segments)
