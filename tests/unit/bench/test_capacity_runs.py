@@ -55,7 +55,7 @@ def test_ending_a_run_early_changes_nothing(policy: str, scenario: str, rate: fl
 
 
 def test_a_run_that_cannot_pass_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended_at_s = []
+    ended_at_s: list[float] = []
     runner, setting = Runner(CASE, "vllm-v1"), settings_of("vllm-v1", CASE)[0]
 
     def last_token_at_s(attainment: float) -> float:
