@@ -84,6 +84,8 @@ def _is_late(  # noqa: C901 - compiled
             num_prompt_tokens += num_left
             attention = num_left * (computed + 0.5 * num_left)
             prompt_s += worker.prefill_attention_s * attention + worker.chunk_s
+    if num_prompt_tokens == 0:
+        return False
     ends_at_s = starts_at_s
     for _ in range(_NUM_ROUNDS):
         num_tokens = num_prompt_tokens
