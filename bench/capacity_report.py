@@ -171,11 +171,11 @@ a grid of {GRID_RATIO - 1:.0%} steps, and the highest one that passes below one 
 the capacity. All is simulated: true step times are measured ones with noise, and planners only
 know a roofline (headway/sim/truth.py).
 
-Of every baseline's settings, all are tried with the first seed, and where there are more seeds
-the best two with all of them; the best one counts. "+" is a baseline behind Headway's admission
-test. A capacity is the mean over the seeds; the spread is the lowest and the highest. Bound: what
-no schedule can exceed (headway/sim/bounds/fluid_bound.py), of a steady stream; it knows neither
-queueing nor bursts.
+Of every baseline's settings, all are tried with the first seed, and the best one counts; where
+there are more seeds, they decide between two that are equally good. "+" is a baseline behind
+Headway's admission test. A capacity is the mean over the seeds; the spread is the lowest and the
+highest. Bound: what no schedule can exceed (headway/sim/bounds/fluid_bound.py), of a steady
+stream; it knows neither queueing nor bursts.
 Strict: the first token, every 10th and the last are in time. Mean: the first token and the mean
 time per token after it. Headway's ablations are not baselines."""
 

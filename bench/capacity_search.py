@@ -15,9 +15,8 @@ from statistics import fmean
 GRID_RATIO = 1.03
 # Below this rate per second, nothing is a capacity.
 LOWEST_RATE = 0.01
-# Where there are several seeds, settings this many steps of the grid below the best one with the
-# first seed get the others, too, but at most so many.
-_CLOSE = 2
+# Where there are several seeds, settings as good as the best one with the first seed get the
+# others, too, but at most so many.
 _NUM_REFINED = 2
 # First stride of a search that knows nothing, and of one that has an answer for a similar case.
 _FAR, _NEAR = 8, 1
@@ -205,8 +204,8 @@ def best_settings(
     favourite = num_settings // 2
     for criterion in CRITERIA:
         # With one seed only a better one can win.
-        tolerance = _CLOSE if len(seeds) > 1 else -1
-        close = _close_to_best(search, num_settings, seeds[0], criterion, favourite, tolerance)
+        margin = 0 if len(seeds) > 1 else 1
+        close = _best_of_seed(search, num_settings, seeds[0], criterion, favourite, margin)
         refined = [
             Capacity(
                 setting,
@@ -222,23 +221,23 @@ def best_settings(
     return best
 
 
-def _close_to_best(
+def _best_of_seed(
     search: Search,
     num_settings: int,
     seed: int,
     criterion: Criterion,
     favourite: int,
-    tolerance: int,
+    margin: int,
 ) -> list[int]:
-    """The settings that come near the best one with this seed, the best of them first.
+    """The settings that are best with this seed, the best of them first.
 
-    One that fails `tolerance` steps below the best so far is not near; to know that takes one
-    run, or none.
+    One that fails `margin` steps of the grid above the best so far, itself included, is not
+    looked for any further; to know that takes one run, or none.
     """
     near = [favourite]
     highest = search.index(favourite, seed, criterion)
     for setting in range(num_settings):
-        if setting != favourite and search.passes(setting, seed, highest - tolerance, criterion):
+        if setting != favourite and search.passes(setting, seed, highest + margin, criterion):
             near.append(setting)
             highest = max(highest, search.index(setting, seed, criterion, hint=highest))
     # Stable: of equal ones the first.

@@ -70,7 +70,7 @@ def probe(
     own[0].busy_until_s = free_at_s
     granted = np.zeros(n + 1, np.int64)
     granted[:n] = grants[:n]
-    if surely_late(now_s, rows, n + 1, own, granted, n):
+    if new.phase == PREFILL and surely_late(now_s, rows, n + 1, own, granted, n):
         return LATE, np.inf
     late, _, computed_at_s = look_ahead(now_s, rows, n + 1, own, granted, n)
     if late != ALL_ON_TIME:
