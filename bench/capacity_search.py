@@ -18,7 +18,7 @@ LOWEST_RATE = 0.01
 # Where there are several seeds, settings as good as the best one with the first seed get the
 # others, too, but at most so many.
 _NUM_REFINED = 2
-# First stride of a search that knows nothing, and of one that has an answer for a similar case.
+# First stride of a search that knows little, and of one that has an answer for a similar case.
 _FAR, _NEAR = 8, 1
 
 
@@ -61,7 +61,9 @@ def highest_passing(
         low: taken to pass.
         high: taken to fail, above `low`; None if no such index is known.
     """
-    at = max(hint, low + 1) if high is None else max(min(hint, high - 1), low)
+    at = max(hint, low + 1) if high is None else hint
+    if high is not None and hint >= high:
+        at = high - stride
     if at > low and not passes(at):
         high = at
         while (at := high - stride) > low and not passes(at):
@@ -116,12 +118,13 @@ class Search:
         """Of the capacity; the one below the lowest if the criterion is out of reach."""
         key = (setting, seed, criterion)
         if key not in self._found:
+            stride = _NEAR
             if hint is None:
-                hint = self._similar(setting, seed, criterion)
+                hint, stride = self._similar(setting, seed, criterion)
             self._found[key] = highest_passing(
                 lambda index: self.passes(setting, seed, index, criterion),
-                self._first_hint if hint is None else hint,
-                _FAR if hint is None else _NEAR,
+                hint,
+                stride,
                 *self._bracket(setting, seed, criterion),
             )
         return self._found[key]
@@ -153,8 +156,12 @@ class Search:
             self._known[key] = self._measure(*key, attainment), attainment
         return self._known[key][0]
 
-    def _similar(self, setting: int, seed: int, criterion: Criterion) -> int | None:
-        """The capacity of the nearest case: of another seed, else scoring, attainment, setting."""
+    def _similar(self, setting: int, seed: int, criterion: Criterion) -> tuple[int, int]:
+        """Where to start, and the first stride.
+
+        That is the capacity of the nearest case: of another seed, else scoring, attainment,
+        setting. From one attainment to another it is far.
+        """
 
         def distance(key: tuple[int, int, Criterion]) -> tuple[bool, bool, bool, bool]:
             return (
@@ -164,7 +171,11 @@ class Search:
                 key[1] != seed,
             )
 
-        return self._found[min(self._found, key=distance)] if self._found else None
+        if not self._found:
+            return self._first_hint, _FAR
+        nearest = min(self._found, key=distance)
+        is_near = nearest[2].attainment == criterion.attainment
+        return self._found[nearest], _NEAR if is_near else _FAR
 
 
 def _is_known(attained: Attained, asked: float, attainment: float) -> bool:
