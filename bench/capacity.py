@@ -42,7 +42,7 @@ from bench.capacity_cases import (
 )
 from bench.capacity_figure import figure
 from bench.capacity_report import above_bound, markdown, meta, summary
-from bench.capacity_runs import Runner
+from bench.capacity_runs import Runner, bound
 from bench.capacity_search import CRITERIA, Search, best_settings, index_of, rate_at
 from headway.sim.scenarios import SCENARIOS
 from headway.sim.setup import HEADWAY, HEADWAY_DP
@@ -69,7 +69,7 @@ def measure(task: Task) -> Measured:
     options = settings_of(task.policy, case)
     drafts = bool(options[0].max_draft_tokens)
     bounds = {
-        attainment: [runner.bound(seed, attainment, drafts=drafts) for seed in case.seeds]
+        attainment: [bound(case, seed, attainment, drafts=drafts) for seed in case.seeds]
         for attainment in {criterion.attainment for criterion in CRITERIA}
     }
     highest = max(bounds[CRITERIA[0].attainment])

@@ -109,19 +109,21 @@ def settings_of(policy: str, case: Case) -> list[Setting]:
     return [Setting(budget, split) for budget in spec.token_budgets for split in roles]
 
 
-# Per worker and run, of the quick form with one worker: a thousand of them are scored.
-NUM_REQUESTS = 1700
+# Per worker and run, of the quick form with one worker: about a thousand of them are scored.
+NUM_REQUESTS = 1600
 
 # Policies of which one worker is enough, and those that need several.
 ALONE = (HEADWAY, "vllm-v0", "vllm-v1", "sarathi", "edf", "niyama", "scorpio")
 TOGETHER = ("distserve", "polyserve")
 ABLATIONS_TOGETHER = (PACKING, DISAGGREGATED, HYBRID)
-ABLATIONS_ALONE = (*(name for name in ABLATIONS if name != PACKING), SPECULATION, HEADWAY_DP)
+ABLATIONS_ALONE = (*(name for name in ABLATIONS if name != PACKING), SPECULATION)
 # What bursts are for: with and without an answer to them, and how a replica more helps.
 ABLATIONS_IN_BURSTS = ("headway, no late promises", UNDEFERRED)
 REPLICATED = (HEADWAY, "vllm-v1")
 # Of the quick form, what more than one GPU and ablations are measured on.
 SOME = ("chat", "coder", "mixed")
+# Of these, what the dynamic programme is measured on: its runs take several times as long.
+PLANNED_FLUIDLY = ("chat", "mixed")
 STEADY, CALM, BURSTY = "poisson", "azure-chat", "azure-code"
 
 
@@ -139,8 +141,10 @@ class Task:
         # Outputs of thousands of tokens, and seven in ten requests that do not fit.
         length_ratio = 4.0 if case.scenario == "reasoning" else 1.0
         num_searches = len(settings_of(self.policy, case)) + len(case.seeds)
-        # Finding room on many workers takes longest.
+        # Finding room takes longest, above all by dynamic programming.
         planning_ratio = 2.0 if self.policy.startswith(HEADWAY) else 1.0
+        if self.policy == HEADWAY_DP:
+            planning_ratio = 12.0
         return case.num_requests * num_searches * planning_ratio * length_ratio
 
 
@@ -160,6 +164,8 @@ def quick_tasks() -> Iterator[Task]:
         yield from (Task(case, policy) for policy in ALONE)
         if scenario in SOME:
             yield from (Task(case, policy) for policy in ABLATIONS_ALONE)
+        if scenario in PLANNED_FLUIDLY:
+            yield Task(replace(case, seeds=(0,)), HEADWAY_DP)
     for scenario in SOME:
         four = _case(scenario, STEADY, H100_8B, 4, 1)
         yield from (Task(four, policy) for policy in (HEADWAY, *TOGETHER))
@@ -184,10 +190,11 @@ def full_tasks() -> Iterator[Task]:
             for arrivals in (STEADY, CALM, BURSTY):
                 one = _case(scenario, arrivals, machine, 1, 5, scale=4)
                 yield from (Task(one, policy) for policy in (*ALONE, *behind_test))
-                yield from (Task(one, policy) for policy in (*ABLATIONS_ALONE, UNDEFERRED))
+                more = (*ABLATIONS_ALONE, UNDEFERRED, HEADWAY_DP)
+                yield from (Task(one, policy) for policy in more)
                 unknown = replace(one, lengths="unknown")
                 yield from (Task(unknown, policy) for policy in ALONE)
                 for num_workers in (4, 8):
-                    more = _case(scenario, arrivals, machine, num_workers, 3, scale=4)
+                    several = _case(scenario, arrivals, machine, num_workers, 3, scale=4)
                     policies = (*ALONE, *TOGETHER, *ABLATIONS_TOGETHER)
-                    yield from (Task(more, policy) for policy in policies)
+                    yield from (Task(several, policy) for policy in policies)

@@ -122,34 +122,38 @@ class Runner:
 
     def asked_ratio(self, seed: int) -> float:
         """Requests that come over those that the law brings in the long run; of any rate."""
-        return len(self._workload(seed)) / self.case.num_requests
+        return len(_workload(self.case, seed)) / self.case.num_requests
 
-    def bound(self, seed: int, attainment: float, *, drafts: bool = False) -> float:
-        """Requests per second and GPU that no schedule can exceed, for this seed's requests."""
-        machine = self.case.machine
-        spec = _cluster(machine.profile, machine.num_gpus)
-        workload = self._workload(seed)
-        workload = replace(
-            workload,
-            # The simulated engines keep no KV after a request, so there is none to find.
-            num_prefix_tokens=np.zeros_like(workload.num_prefix_tokens),
-        )
-        drafting = NO_DRAFTING
-        if drafts:
-            draft = spec.hardware.draft
-            drafting = Drafting(MAX_DRAFT_TOKENS, spec.acceptance, draft.floor_s, draft.sequence_s)
-        per_worker = fluid_bound(
-            workload,
-            _ttft_s(workload, spec),
-            _gpu(spec, drafting),
-            attainment,
-            even_pace=False,
-        )
-        return per_worker / machine.num_gpus
 
-    def _workload(self, seed: int) -> Workload:
-        rate = 1.0
-        return self.settings(Setting(), seed, rate).workload(rate)
+def _workload(case: Case, seed: int) -> Workload:
+    rate = 1.0
+    return Runner(case, HEADWAY).settings(Setting(), seed, rate).workload(rate)
+
+
+# All policies of a case have the same.
+@cache
+def bound(case: Case, seed: int, attainment: float, *, drafts: bool = False) -> float:
+    """Requests per second and GPU that no schedule can exceed, for this seed's requests."""
+    machine = case.machine
+    spec = _cluster(machine.profile, machine.num_gpus)
+    workload = _workload(case, seed)
+    workload = replace(
+        workload,
+        # The simulated engines keep no KV after a request, so there is none to find.
+        num_prefix_tokens=np.zeros_like(workload.num_prefix_tokens),
+    )
+    drafting = NO_DRAFTING
+    if drafts:
+        draft = spec.hardware.draft
+        drafting = Drafting(MAX_DRAFT_TOKENS, spec.acceptance, draft.floor_s, draft.sequence_s)
+    per_worker = fluid_bound(
+        workload,
+        _ttft_s(workload, spec),
+        _gpu(spec, drafting),
+        attainment,
+        even_pace=False,
+    )
+    return per_worker / machine.num_gpus
 
 
 def is_settled(
