@@ -30,7 +30,7 @@ def finds_late(requests: Records, workers: Records, row: int, now_s: float = 0.0
     return bool(late != ALL_ON_TIME)
 
 
-def due(at_s: float, num_prompt_tokens: int, **values: float) -> dict[str, float]:
+def due(at_s: float, num_prompt_tokens: float, **values: float) -> dict[str, float]:
     return {
         "prefill_due_at_s": at_s,
         "next_due_at_s": at_s,
