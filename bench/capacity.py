@@ -3,7 +3,7 @@
     python -m bench.capacity [--full] [--only chat,coder] [--out bench/results]
 
 Compares Headway with every baseline at its best setting, and with the most that any schedule
-could carry. The quick form takes about ten minutes on two idle cores. What has been measured is
+could carry. The quick form takes less than ten minutes on two idle cores. What has been measured is
 on disk after every policy; with --only it goes to capacity-part.*.
 """
 
@@ -14,9 +14,9 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,91 +30,27 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from bench.capacity_figure import figure
-from bench.capacity_report import above_bound, markdown, meta, summary
-from bench.capacity_runs import (
-    A100_8B,
-    A100_OPT,
-    ABLATIONS,
-    DISAGGREGATED,
+from bench.capacity_cases import (
+    ALONE,
     H100_8B,
-    H100_32B,
-    PACKING,
-    SPECULATION,
+    TOGETHER,
     Case,
-    Machine,
-    Runner,
+    Task,
+    full_tasks,
+    quick_tasks,
     settings_of,
 )
-from bench.capacity_search import CRITERIA, Search, best_settings, index_of
-from headway.core.planner.baselines import BASELINES
+from bench.capacity_figure import figure
+from bench.capacity_report import above_bound, markdown, meta, summary
+from bench.capacity_runs import Runner, bound
+from bench.capacity_search import CRITERIA, Search, best_settings, index_of, rate_at
 from headway.sim.scenarios import SCENARIOS
-from headway.sim.setup import HEADWAY
+from headway.sim.setup import HEADWAY, HEADWAY_DP
 
 NUM_PROCESSES = 2
-# What a capacity usually is of the bound; a search starts there.
-USUAL_FRACTION = 0.4
-NUM_CURVE_POINTS = 9
-# Per worker and run, of the quick form with one worker: a thousand of them are scored.
-NUM_REQUESTS = 1700
-
-# Policies of which one worker is enough, and those that need several.
-ALONE = (HEADWAY, "vllm-v0", "vllm-v1", "sarathi", "edf", "niyama", "scorpio")
-TOGETHER = ("distserve", "polyserve")
-ABLATIONS_TOGETHER = (PACKING, DISAGGREGATED)
-ABLATIONS_ALONE = (*(name for name in ABLATIONS if name != PACKING), SPECULATION)
-# Of the quick form, what more than one GPU and ablations are measured on.
-SOME = ("chat", "coder", "mixed")
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    case: Case
-    policy: str
-
-
-def _case(
-    scenario: str, arrivals: str, machine: Machine, num_workers: int, num_seeds: int, scale: int = 1
-) -> Case:
-    num_requests = num_workers * NUM_REQUESTS * scale
-    if num_workers > 1:
-        num_requests //= 2
-    return Case(scenario, arrivals, machine, num_workers, num_requests, tuple(range(num_seeds)))
-
-
-def quick_tasks() -> Iterator[Task]:
-    """Llama 8B on H100: one GPU for all, four and eight for some."""
-    for scenario in SCENARIOS:
-        case = replace(_case(scenario, "poisson", H100_8B, 1, 2), draws_curves=scenario in SOME)
-        yield from (Task(case, policy) for policy in ALONE)
-        if scenario in SOME:
-            yield from (Task(case, policy) for policy in ABLATIONS_ALONE)
-    for scenario in SOME:
-        four = _case(scenario, "poisson", H100_8B, 4, 1)
-        yield from (Task(four, policy) for policy in (HEADWAY, *TOGETHER))
-        if scenario == "mixed":
-            yield from (Task(four, policy) for policy in ABLATIONS_TOGETHER)
-        yield Task(_case(scenario, "poisson", H100_8B, 8, 1), HEADWAY)
-    for scenario in SCENARIOS:
-        case = _case(scenario, "azure-code", H100_8B, 1, 1)
-        yield from (Task(case, policy) for policy in ALONE)
-
-
-def full_tasks() -> Iterator[Task]:
-    """Every scenario and law of arrivals on every machine, with every policy and its "+"."""
-    behind_test = tuple(f"{name}+" for name in ALONE if name in BASELINES)
-    for machine in (H100_8B, A100_8B, H100_32B, A100_OPT):
-        for scenario in SCENARIOS:
-            for arrivals in ("poisson", "azure-chat", "azure-code"):
-                one = _case(scenario, arrivals, machine, 1, 5, scale=4)
-                yield from (Task(one, policy) for policy in (*ALONE, *behind_test))
-                yield from (Task(one, policy) for policy in ABLATIONS_ALONE)
-                unknown = replace(one, lengths="unknown")
-                yield from (Task(unknown, policy) for policy in ALONE)
-                for num_workers in (4, 8):
-                    more = _case(scenario, arrivals, machine, num_workers, 3, scale=4)
-                    policies = (*ALONE, *TOGETHER, *ABLATIONS_TOGETHER)
-                    yield from (Task(more, policy) for policy in policies)
+# What a capacity usually is of the bound, Headway's and a baseline's; a search starts there.
+USUAL_FRACTIONS = (0.65, 0.4)
+NUM_CURVE_POINTS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +69,16 @@ def measure(task: Task) -> Measured:
     options = settings_of(task.policy, case)
     drafts = bool(options[0].max_draft_tokens)
     bounds = {
-        attainment: [runner.bound(seed, attainment, drafts=drafts) for seed in case.seeds]
+        attainment: [bound(case, seed, attainment, drafts=drafts) for seed in case.seeds]
         for attainment in {criterion.attainment for criterion in CRITERIA}
     }
     highest = max(bounds[CRITERIA[0].attainment])
+    usual_fraction = USUAL_FRACTIONS[not task.policy.startswith(HEADWAY)]
     search = Search(
-        lambda setting, seed, index: runner.attained(options[setting], seed, index),
-        index_of(USUAL_FRACTION * highest * case.num_gpus),
+        lambda setting, seed, index, attainment: runner.attained(
+            options[setting], seed, rate_at(index), attainment
+        ),
+        index_of(usual_fraction * highest * case.num_gpus),
     )
     scale = [runner.asked_ratio(seed) for seed in case.seeds]
     best = best_settings(search, len(options), case.seeds, scale)
@@ -178,7 +117,12 @@ def measure(task: Task) -> Measured:
                 "arrivals": case.arrivals,
                 "policy": task.policy,
                 "rates_per_gpu": [rate * scale[0] / case.num_gpus for rate in rates],
-                "attained": runner.curve(options[best[CRITERIA[0]].setting], rates),
+                "attained": [
+                    runner.attained(options[best[CRITERIA[0]].setting], case.seeds[0], rate)[
+                        "strict"
+                    ]
+                    for rate in rates
+                ],
             }
         )
     return Measured(rows, curves, time.process_time() - started_s)
@@ -257,15 +201,19 @@ def _run(tasks: Sequence[Task], results: Results) -> None:
     )
     # Compile everything once, before there are two processes that would.
     tiny = Case("mixed", "poisson", H100_8B, 2, 40, (0,))
-    for policy in (*ALONE, *TOGETHER):
-        Runner(tiny, policy).curve(settings_of(policy, tiny)[0], [1.0])
+    for policy in (*ALONE, *TOGETHER, HEADWAY_DP):
+        Runner(tiny, policy).attained(settings_of(policy, tiny)[0], 0, 1.0)
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(NUM_PROCESSES, mp_context=context) as pool,
         Progress(*columns) as progress,
     ):
         bar = progress.add_task("capacities", total=len(tasks))
-        futures: dict[Future[Measured], Task] = {pool.submit(measure, task): task for task in tasks}
+        # The longest first, so that both processes are busy to the end.
+        by_effort = sorted(tasks, key=lambda task: -task.effort)
+        futures: dict[Future[Measured], Task] = {
+            pool.submit(measure, task): task for task in by_effort
+        }
         for future in as_completed(futures):
             task = futures[future]
             results.add(task, future.result())

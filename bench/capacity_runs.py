@@ -1,28 +1,27 @@
-"""What bench.capacity simulates: cases, the settings of each policy, one run, and the bound."""
+"""One run of bench.capacity, and the bound of its requests."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 
-from bench.capacity_search import LOWEST_ATTAINMENT, Attained, rate_at
+from bench.capacity_cases import ABLATIONS, MAX_DRAFT_TOKENS, UNDEFERRED, Case, Setting
+from bench.capacity_search import Attained
 from headway.core.batch_state import Floats, Records
-from headway.core.planner.arrival import ArrivalPolicy
-from headway.core.planner.baselines import BASELINES
+from headway.core.planner.arrival import Answer, ArrivalPolicy, ClusterView, Verdict
+from headway.core.planner.probe import load_of
 from headway.core.planner.promising import PromisePolicy
 from headway.sim.bounds.demand import NO_DRAFTING, Drafting, Gpu, roofs_of_curve
 from headway.sim.bounds.fluid_bound import fluid_bound
 from headway.sim.cluster import ClusterSpec
-from headway.sim.scoring import score
+from headway.sim.scoring import allowed_decode_s, score
 from headway.sim.settings import ClusterSettings, Settings
 from headway.sim.setup import HEADWAY
 from headway.sim.simulation import Simulation
 from headway.sim.workload import Workload
-from headway.sim.world_state import REFUSED
+from headway.sim.world_state import REFUSED, SERVED
 
 # Of the requests in their order, those before and after these shares load the system only. The
 # first ones meet an empty one and the last ones leave it empty: in a run that is short beside its
@@ -30,100 +29,31 @@ from headway.sim.world_state import REFUSED
 _SCORED_FROM, _SCORED_TO = 0.2, 0.8
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """A model on a device, and how many GPUs one worker takes."""
+@dataclass(slots=True)
+class Undeferred:
+    """Headway without its answer to bursts: what fits nowhere is promised all the same."""
 
-    model: str
-    gpu: str
-    profile: str
-    num_gpus: int = 1
-    max_total_tokens: int | None = None
+    policy: PromisePolicy
+    former: int = field(init=False)
 
+    def __post_init__(self) -> None:
+        self.former = self.policy.former
 
-H100_8B = Machine("Llama-3.1-8B bf16", "H100", "profiles/h100-llama-3.1-8b-bf16.toml")
-A100_8B = Machine("Llama-3.1-8B bf16", "A100", "profiles/a100-llama-3.1-8b-bf16.toml")
-H100_32B = Machine("Qwen3-32B bf16", "H100", "profiles/h100x2-qwen3-32b-bf16.toml", num_gpus=2)
-# OPT has positions for no more.
-A100_OPT = Machine("OPT-13B fp16", "A100", "profiles/a100-opt-13b-fp16.toml", max_total_tokens=2048)
+    def decide(self, new: int, view: ClusterView, now_s: float) -> Answer:
+        """On the least loaded worker, where Headway would defer."""
+        answer = self.policy.decide(new, view, now_s)
+        if answer.verdict is not Verdict.DEFER:
+            return answer
+        loads = [
+            load_of(now_s, view.requests, view.ids[w], view.counts[w], view.workers[w])[0]
+            for w in range(len(view.workers))
+        ]
+        w = loads.index(min(loads))
+        return Answer(Verdict.SERVE, w, w)
 
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """What policies are compared on.
-
-    Attributes:
-        num_requests: per run, about; the same ones at every rate. The middle ones are scored.
-        draws_curves: whether attainment is also measured far from the capacity.
-    """
-
-    scenario: str
-    arrivals: str
-    machine: Machine
-    num_workers: int
-    num_requests: int
-    seeds: tuple[int, ...]
-    lengths: str = "known"
-    draws_curves: bool = False
-
-    @property
-    def num_gpus(self) -> int:
-        return self.num_workers * self.machine.num_gpus
-
-    def __str__(self) -> str:
-        return (
-            f"{self.scenario}, {self.arrivals}, {self.machine.model}, "
-            f"{self.num_gpus}x{self.machine.gpu}, lengths {self.lengths}"
-        )
-
-
-# Headway with one decision less, or one feature more; those of one worker, and of several.
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "headway, steps as long as the tightest TPOT": {"adapts_length": False},
-    "headway, no shedding": {"sheds": False},
-    "headway, no late promises": {"promises_late": False},
-    "headway, most loaded worker first": {"most_loaded_first": True},
-}
-PACKING = "headway, most loaded worker first"
-SPECULATION = "headway, speculation"
-DISAGGREGATED = "headway, roles separate"
-_MAX_DRAFT_TOKENS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What one policy can be run with. `roles` as in `ClusterSettings`."""
-
-    token_budget: int | None = None
-    roles: str = "colocated"
-    max_draft_tokens: int = 0
-
-    def report(self) -> dict[str, int | str]:
-        """For JSON, without what is not set."""
-        shown: dict[str, int | str] = {"roles": self.roles}
-        if self.token_budget is not None:
-            shown["token_budget"] = self.token_budget
-        if self.max_draft_tokens:
-            shown["max_draft_tokens"] = self.max_draft_tokens
-        return shown
-
-
-def settings_of(policy: str, case: Case) -> list[Setting]:
-    """All that are tried; the best one counts."""
-    splits = [f"{n}:{case.num_workers - n}" for n in range(1, case.num_workers)]
-    if policy == SPECULATION:
-        return [Setting(max_draft_tokens=_MAX_DRAFT_TOKENS)]
-    if policy == DISAGGREGATED:
-        return [Setting(roles=roles) for roles in splits]
-    spec = BASELINES.get(policy.removesuffix("+"))
-    if spec is None:
-        return [Setting()]
-    roles = splits if spec.separate_pools else ["colocated"]
-    return [Setting(budget, split) for budget in spec.token_budgets for split in roles]
-
-
-class _HopelessError(Exception):
-    """The lowest target is out of reach, whatever the rest of the run brings."""
+    def place_deferred(self, waiting: int, view: ClusterView, now_s: float) -> Answer:
+        """Not asked, as nothing is deferred."""
+        return self.policy.place_deferred(waiting, view, now_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,34 +87,22 @@ class Runner:
             }
         )
 
-    def attained(self, setting: Setting, seed: int, index: int) -> Attained:
-        """Attained ratios at a rate of the grid; zeros once the lowest target is out of reach."""
-        try:
-            return self._attained(setting, seed, rate_at(index), may_stop=True)
-        except _HopelessError:
-            return {"strict": 0.0, "mean": 0.0, "token_weighted": 0.0}
-
-    def curve(self, setting: Setting, rates: Sequence[float]) -> list[float]:
-        """Attained ratios by strict scoring with the first seed, all runs to their end."""
-        seed = self.case.seeds[0]
-        return [self._attained(setting, seed, rate, may_stop=False)["strict"] for rate in rates]
-
-    def _attained(self, setting: Setting, seed: int, rate: float, *, may_stop: bool) -> Attained:
+    def attained(
+        self, setting: Setting, seed: int, rate: float, attainment: float = 0.0
+    ) -> Attained:
+        """Attained ratios; where all are below `attainment`, any that are."""
         settings = self.settings(setting, seed, rate)
         workload = settings.workload(rate)
         simulation: Simulation
+        scored = slice(*(int(share * len(workload)) for share in (_SCORED_FROM, _SCORED_TO)))
+        allowed_s = allowed_decode_s(workload)[scored]
 
-        first, last = (int(share * len(workload)) for share in (_SCORED_FROM, _SCORED_TO))
-        scored = slice(first, last)
+        def may_end(now_s: float) -> bool:
+            world = simulation.world
+            sim, due_at_s = world.sim[scored], world.requests["next_due_at_s"][scored]
+            return is_settled(sim, due_at_s, allowed_s, now_s, attainment)
 
-        def stop_if_hopeless(now_s: float) -> None:
-            most = (1.0 - LOWEST_ATTAINMENT) * (last - first)
-            if may_stop and _num_lost(simulation.world.sim[scored], now_s) > most:
-                raise _HopelessError
-
-        simulation = settings.simulation(
-            workload, self._new_policy(settings), progress=stop_if_hopeless
-        )
+        simulation = settings.simulation(workload, self.new_policy(settings), may_end=may_end)
         scores = score(simulation.run())
         num_tokens = (workload.num_prompt_tokens + workload.num_output_tokens)[scored]
         strict = scores.strict[scored]
@@ -194,51 +112,83 @@ class Runner:
             "token_weighted": float(num_tokens[strict].sum() / num_tokens.sum()),
         }
 
-    def _new_policy(self, settings: Settings) -> ArrivalPolicy:
+    def new_policy(self, settings: Settings) -> ArrivalPolicy:
+        """One that knows nothing yet."""
         if self.policy in ABLATIONS:
             return PromisePolicy(**ABLATIONS[self.policy])
+        if self.policy == UNDEFERRED:
+            return Undeferred(PromisePolicy())
         return settings.named_policy().build()
 
     def asked_ratio(self, seed: int) -> float:
         """Requests that come over those that the law brings in the long run; of any rate."""
-        return len(self._workload(seed)) / self.case.num_requests
-
-    def bound(self, seed: int, attainment: float, *, drafts: bool = False) -> float:
-        """Requests per second and GPU that no schedule can exceed, for this seed's requests."""
-        case = self.case
-        spec = _cluster(case.machine.profile, case.machine.num_gpus)
-        workload = self._workload(seed)
-        workload = replace(
-            workload,
-            # The simulated engines keep no KV after a request, so there is none to find.
-            num_prefix_tokens=np.zeros_like(workload.num_prefix_tokens),
-        )
-        drafting = NO_DRAFTING
-        if drafts:
-            draft = spec.hardware.draft
-            drafting = Drafting(_MAX_DRAFT_TOKENS, spec.acceptance, draft.floor_s, draft.sequence_s)
-        per_worker = fluid_bound(
-            workload,
-            _ttft_s(workload, spec),
-            _gpu(spec, drafting),
-            attainment,
-            even_pace=False,
-        )
-        return per_worker / case.machine.num_gpus
-
-    def _workload(self, seed: int) -> Workload:
-        rate = 1.0
-        return self.settings(Setting(), seed, rate).workload(rate)
+        return len(_workload(self.case, seed)) / self.case.num_requests
 
 
-def _num_lost(sim: Records, now_s: float) -> int:
-    """Requests that are missed already, by either way of scoring; `sim` has SIM records."""
+def _workload(case: Case, seed: int) -> Workload:
+    rate = 1.0
+    return Runner(case, HEADWAY).settings(Setting(), seed, rate).workload(rate)
+
+
+# All policies of a case have the same.
+@cache
+def bound(case: Case, seed: int, attainment: float, *, drafts: bool = False) -> float:
+    """Requests per second and GPU that no schedule can exceed, for this seed's requests."""
+    machine = case.machine
+    spec = _cluster(machine.profile, machine.num_gpus)
+    workload = _workload(case, seed)
+    workload = replace(
+        workload,
+        # The simulated engines keep no KV after a request, so there is none to find.
+        num_prefix_tokens=np.zeros_like(workload.num_prefix_tokens),
+    )
+    drafting = NO_DRAFTING
+    if drafts:
+        draft = spec.hardware.draft
+        drafting = Drafting(MAX_DRAFT_TOKENS, spec.acceptance, draft.floor_s, draft.sequence_s)
+    per_worker = fluid_bound(
+        workload,
+        _ttft_s(workload, spec),
+        _gpu(spec, drafting),
+        attainment,
+        even_pace=False,
+    )
+    return per_worker / machine.num_gpus
+
+
+def is_settled(
+    sim: Records, next_due_at_s: Floats, allowed_s: Floats, now_s: float, attainment: float
+) -> bool:
+    """Whether nothing that a run may still bring can change what it says.
+
+    That is so once every request was attained or missed for good, or once so many were missed,
+    by either way of scoring, that `attainment` is out of reach.
+
+    Args:
+        sim: SIM records of what is scored.
+        next_due_at_s: when the next token of each is due.
+        allowed_s: from the due time of each one's first token to that of the last.
+        now_s: the present.
+        attainment: 0 ends no run because of misses.
+    """
     due_at_s, first_at_s = sim["first_due_at_s"], sim["first_token_at_s"]
+    served = sim["outcome"] == SERVED
     # Due at 0: not asked yet. No first token yet: not a number, so never above.
-    is_late = (due_at_s > 0.0) & (
+    late = (due_at_s > 0.0) & (
         (first_at_s > due_at_s) | (np.isnan(first_at_s) & (now_s > due_at_s))
     )
-    return int((is_late | (sim["outcome"] == REFUSED)).sum())
+    # What is deferred can be promised later as long as something is due.
+    unpromised = (sim["deferred"] == 1) & (served | np.isinf(next_due_at_s))
+    missed = late | unpromised | (sim["outcome"] == REFUSED)
+    if (missed | served).all():
+        return True
+    slow = served & (sim["last_token_at_s"] - first_at_s > allowed_s)
+    highest = max(
+        1.0 - float((missed | (sim["num_checkpoints_missed"] > 0)).mean()),
+        1.0 - float((missed | slow).mean()),
+    )
+    # What is missed is counted in whole requests, the rest is rounding.
+    return highest < attainment - 0.5 / len(sim)
 
 
 @cache

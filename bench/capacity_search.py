@@ -15,11 +15,11 @@ from statistics import fmean
 GRID_RATIO = 1.03
 # Below this rate per second, nothing is a capacity.
 LOWEST_RATE = 0.01
-# Settings this many steps of the grid below the best one get all seeds, but at most so many.
-_CLOSE = 2
+# Where there are several seeds, settings as good as the best one with the first seed get the
+# others, too, but at most so many.
 _NUM_REFINED = 2
-# First stride of a search that knows nothing, and of one that has an answer for a similar case.
-_FAR, _NEAR = 8, 2
+# First stride of a search that knows little, and of one that has an answer for a similar case.
+_FAR, _NEAR = 8, 1
 
 
 def rate_at(index: int) -> float:
@@ -47,25 +47,33 @@ class Criterion:
 CRITERIA = tuple(
     Criterion(attainment, scoring) for attainment in (0.9, 0.98) for scoring in ("strict", "mean")
 )
-LOWEST_ATTAINMENT = min(criterion.attainment for criterion in CRITERIA)
 
 
-def highest_passing(passes: Callable[[int], bool], hint: int, stride: int, lowest: int) -> int:
+def highest_passing(
+    passes: Callable[[int], bool], hint: int, stride: int, low: int, high: int | None = None
+) -> int:
     """Highest index that passes, if all above some index fail and all others pass.
 
     Args:
-        passes: whether an index does; the lowest one is taken to.
+        passes: whether an index does; not asked outside of (low, high).
         hint: where to start.
         stride: first step away from it; doubles until the answer is bracketed.
-        lowest: not searched below.
+        low: taken to pass.
+        high: taken to fail, above `low`; None if no such index is known.
     """
-    low = high = max(hint, lowest)
-    if passes(low):
-        while passes(high := low + stride):
-            low, stride = high, 2 * stride
-    else:
-        while (low := max(high - stride, lowest)) > lowest and not passes(low):
-            high, stride = low, 2 * stride
+    at = max(hint, low + 1) if high is None else hint
+    if high is not None and hint >= high:
+        at = high - stride
+    if at > low and not passes(at):
+        high = at
+        while (at := high - stride) > low and not passes(at):
+            high, stride = at, 2 * stride
+    low = max(at, low)
+    while high is None or low + stride < high:
+        if not passes(low + stride):
+            high = low + stride
+            break
+        low, stride = low + stride, 2 * stride
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if passes(middle) else (low, middle)
@@ -74,22 +82,25 @@ def highest_passing(passes: Callable[[int], bool], hint: int, stride: int, lowes
 
 # Attained ratio by each way of scoring, of one setting and seed at one rate of the grid.
 Attained = Mapping[str, float]
-Measure = Callable[[int, int, int], Attained]
+# From (setting, seed, index of the rate, attainment). Ratios that are all below the attainment
+# may be given as any others below it.
+Measure = Callable[[int, int, int, float], Attained]
+_SCORINGS = tuple(dict.fromkeys(criterion.scoring for criterion in CRITERIA))
 
 
 class Search:
     """Capacities of one policy's settings, as indices of the grid. Remembers every run.
 
     Args:
-        measure: from (setting, seed, index of the rate) to attained ratios. May return any
-            values below the lowest target in place of true ones below it.
+        measure: does one run.
         first_hint: index of a rate to start at.
     """
 
     def __init__(self, measure: Measure, first_hint: int) -> None:
         self._measure = measure
         self._first_hint = first_hint
-        self._known: dict[tuple[int, int, int], Attained] = {}
+        # With the attainment they were done for.
+        self._known: dict[tuple[int, int, int], tuple[Attained, float]] = {}
         self._found: dict[tuple[int, int, Criterion], int] = {}
 
     @property
@@ -100,21 +111,34 @@ class Search:
         """Whether the criterion is met at this rate; true below the lowest one."""
         if index < LOWEST_INDEX:
             return True
-        return self._run(setting, seed, index)[criterion.scoring] >= criterion.attainment
+        attained = self._run(setting, seed, index, criterion.attainment)
+        return attained[criterion.scoring] >= criterion.attainment
 
     def index(self, setting: int, seed: int, criterion: Criterion, hint: int | None = None) -> int:
         """Of the capacity; the one below the lowest if the criterion is out of reach."""
         key = (setting, seed, criterion)
         if key not in self._found:
+            stride = _NEAR
             if hint is None:
-                hint = self._similar(setting, seed, criterion)
+                hint, stride = self._similar(setting, seed, criterion)
             self._found[key] = highest_passing(
                 lambda index: self.passes(setting, seed, index, criterion),
-                self._first_hint if hint is None else hint,
-                _FAR if hint is None else _NEAR,
-                LOWEST_INDEX - 1,
+                hint,
+                stride,
+                *self._bracket(setting, seed, criterion),
             )
         return self._found[key]
+
+    def _bracket(self, setting: int, seed: int, criterion: Criterion) -> tuple[int, int | None]:
+        """What the runs so far say of the capacity: it is at least the first, below the second."""
+        passed = {
+            index: attained[criterion.scoring] >= criterion.attainment
+            for (of_setting, of_seed, index), (attained, asked) in self._known.items()
+            if (of_setting, of_seed) == (setting, seed)
+            and _is_known(attained, asked, criterion.attainment)
+        }
+        low = max((index for index in passed if passed[index]), default=LOWEST_INDEX - 1)
+        return low, min((index for index in passed if index > low), default=None)
 
     def capacity(self, setting: int, seed: int, criterion: Criterion) -> float:
         """Requests per second; 0 if the criterion is out of reach."""
@@ -123,16 +147,21 @@ class Search:
 
     def attained(self, setting: int, seed: int, criterion: Criterion) -> Attained:
         """Ratios of the run at the capacity, or at the lowest rate if there is none."""
-        return self._run(setting, seed, max(self.index(setting, seed, criterion), LOWEST_INDEX))
+        index = max(self.index(setting, seed, criterion), LOWEST_INDEX)
+        return self._run(setting, seed, index, criterion.attainment)
 
-    def _run(self, setting: int, seed: int, index: int) -> Attained:
+    def _run(self, setting: int, seed: int, index: int, attainment: float) -> Attained:
         key = (setting, seed, index)
-        if key not in self._known:
-            self._known[key] = self._measure(*key)
-        return self._known[key]
+        if key not in self._known or not _is_known(*self._known[key], attainment):
+            self._known[key] = self._measure(*key, attainment), attainment
+        return self._known[key][0]
 
-    def _similar(self, setting: int, seed: int, criterion: Criterion) -> int | None:
-        """The capacity of the nearest case: of another seed, else scoring, attainment, setting."""
+    def _similar(self, setting: int, seed: int, criterion: Criterion) -> tuple[int, int]:
+        """Where to start, and the first stride.
+
+        That is the capacity of the nearest case: of another seed, else scoring, attainment,
+        setting. From one attainment to another it is far.
+        """
 
         def distance(key: tuple[int, int, Criterion]) -> tuple[bool, bool, bool, bool]:
             return (
@@ -142,7 +171,16 @@ class Search:
                 key[1] != seed,
             )
 
-        return self._found[min(self._found, key=distance)] if self._found else None
+        if not self._found:
+            return self._first_hint, _FAR
+        nearest = min(self._found, key=distance)
+        is_near = nearest[2].attainment == criterion.attainment
+        return self._found[nearest], _NEAR if is_near else _FAR
+
+
+def _is_known(attained: Attained, asked: float, attainment: float) -> bool:
+    """Whether ratios of a run that was done for `asked` can be compared with `attainment`."""
+    return attainment >= asked or any(attained[scoring] >= asked for scoring in _SCORINGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +214,9 @@ def best_settings(
     best: dict[Criterion, Capacity] = {}
     favourite = num_settings // 2
     for criterion in CRITERIA:
-        close = _close_to_best(search, num_settings, seeds[0], criterion, favourite)
+        # With one seed only a better one can win.
+        margin = 0 if len(seeds) > 1 else 1
+        close = _best_of_seed(search, num_settings, seeds[0], criterion, favourite, margin)
         refined = [
             Capacity(
                 setting,
@@ -192,17 +232,23 @@ def best_settings(
     return best
 
 
-def _close_to_best(
-    search: Search, num_settings: int, seed: int, criterion: Criterion, favourite: int
+def _best_of_seed(
+    search: Search,
+    num_settings: int,
+    seed: int,
+    criterion: Criterion,
+    favourite: int,
+    margin: int,
 ) -> list[int]:
-    """The settings that come near the best one with this seed, the best of them first.
+    """The settings that are best with this seed, the best of them first.
 
-    One that fails `_CLOSE` below the best so far is not near; to know that takes a run only.
+    One that fails `margin` steps of the grid above the best so far, itself included, is not
+    looked for any further; to know that takes one run, or none.
     """
     near = [favourite]
     highest = search.index(favourite, seed, criterion)
     for setting in range(num_settings):
-        if setting != favourite and search.passes(setting, seed, highest - _CLOSE, criterion):
+        if setting != favourite and search.passes(setting, seed, highest + margin, criterion):
             near.append(setting)
             highest = max(highest, search.index(setting, seed, criterion, hint=highest))
     # Stable: of equal ones the first.

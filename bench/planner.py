@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.capacity_report import meta, setting_of, table
 from bench.planner_states import NOW_S, States, dp_instance, record
-from headway.core.batch_state import Floats
+from headway.core.batch_state import Flags, Floats
 from headway.core.planner.arrival import Answer, ClusterView, Verdict
 from headway.core.planner.dp import plan
 from headway.core.planner.promising import PromisePolicy
@@ -48,15 +48,15 @@ def decisions_s(
     workers: int,
     num_calls: int,
     full: bool = False,
-) -> tuple[Floats, float]:
-    """Time of each decision, and share that found room.
+) -> tuple[Floats, Flags]:
+    """Time of each decision, and whether it found room, shapes (num_calls, 2) and (num_calls,).
 
-    Times are (num_calls, 2): of the clock on the wall, and of the CPU in this thread. The `new`
+    Times are of the clock on the wall, and of the CPU in this thread. The `new`
     requests of a state are decided one after the other at one instant. With `full`, requests
     that are not timed fill the workers before, and those that are timed are not placed.
     """
     taken_s: list[tuple[float, float]] = []
-    num_served = 0
+    served: list[bool] = []
     num_filling = _MOST_FILLING * workers if full else 0
     num_timed = _NUM_TIMED_IF_FULL if full else new
     while len(taken_s) < num_calls:
@@ -74,10 +74,10 @@ def decisions_s(
             started = _clocks_s()
             answer = deciding.decide(row, view, NOW_S)
             taken_s.append(_since_s(started))
-            num_served += answer.verdict is Verdict.SERVE
+            served.append(answer.verdict is Verdict.SERVE)
             if not full:
                 _place(row, answer, view)
-    return np.array(taken_s), num_served / len(taken_s)
+    return np.array(taken_s), np.array(served)
 
 
 def _place(row: int, answer: Answer, view: ClusterView) -> None:
@@ -143,8 +143,13 @@ def measure(num_calls: int, num_simulated: int) -> dict[str, Any]:
         if running < FEWEST_PER_WORKER * workers or (full and new > 1):
             continue
         size = {"running": running, "new": new, "tiers": tiers, "workers": workers}
-        taken_s, served_ratio = decisions_s(states, **size, num_calls=num_calls, full=full)
-        rows.append({**size, "full": full, **_times(taken_s), "served_ratio": served_ratio})
+        taken_s, served = decisions_s(states, **size, num_calls=num_calls, full=full)
+        state = "full" if full else ""
+        rows.append({**size, "state": state, **_times(taken_s), "served_ratio": served.mean()})
+        if full and not served.all():
+            # Every place was tried in vain.
+            refused = {**_times(taken_s[~served]), "served_ratio": 0.0}
+            rows.append({**size, "state": "full, no room", **refused})
         print(f"{workers} workers, {running} running, {new} new, {tiers} tiers", flush=True)
     for running, new, tiers in product(RUNNING, NEW, TIERS):
         taken_s = dp_s(states, running=running, new=new, tiers=tiers, num_calls=num_calls)
@@ -190,7 +195,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             (
                 (
                     *(row[name] for name in sizes),
-                    "full" if row["full"] else "",
+                    row["state"],
                     *(f"{row[name]:.3f}" for name in times),
                     row["calls"],
                     f"{row['served_ratio']:.0%}",
@@ -234,7 +239,8 @@ size, the requests of a recorded worker that had about as many are drawn again u
 many as asked for; a worker with more than were ever recorded is made faster and larger in
 proportion, so that it stays as full. `running` counts the requests on all workers together; `new`
 arrive at one instant and are decided one after the other, each time being one decision's.
-Full: requests that are not timed fill the workers first, until few more find room. Times
+Full: requests that are not timed fill the workers first, until few more find room; "no room" are
+those decisions of them for which every place was tried in vain. Times
 are of the clock on the wall, with whatever else runs on the machine; CPU times are this thread's
 own."""
 

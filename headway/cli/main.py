@@ -140,7 +140,7 @@ def simulate(
     ] = None,
     profile: Annotated[Path | None, typer.Option(help="Of model and device; profiles/.")] = None,
     roles: Annotated[
-        str | None, typer.Option(help="colocated, or P:D prefill and decode workers.")
+        str | None, typer.Option(help="colocated; P:D prefill and decode workers; or C+P:D.")
     ] = None,
     lengths: Annotated[
         str | None, typer.Option(help="known or unknown: whether policies see output lengths.")

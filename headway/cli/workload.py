@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -16,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from headway.client.events import WhenNotPromised
 from headway.config import read_toml
 from headway.errors import ConfigError
+from headway.sim import arrivals
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -157,30 +155,28 @@ def read_trace(path: Path, tier: str, time_scale: float) -> Iterator[PlannedRequ
         time_scale: 2 replays twice as fast.
 
     Raises:
-        ConfigError: no such file, or not such columns; raised when the first row is asked for.
+        ConfigError: no such file, not such columns, or fewer than two requests; raised when the
+            first row is asked for.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8", newline="") as file:
-            first: datetime | None = None
-            for number, row in enumerate(csv.DictReader(file), start=2):
-                try:
-                    # Seven fractional digits, of which datetime takes six.
-                    at = datetime.fromisoformat(row["TIMESTAMP"][:26])
-                    num_prompt_tokens = int(row["ContextTokens"])
-                    num_output_tokens = int(row["GeneratedTokens"])
-                except (KeyError, ValueError) as error:
-                    raise ConfigError(f"{path}, line {number}: {error!r}") from error
-                first = first or at
-                yield PlannedRequest(
-                    at_s=(at - first).total_seconds() / time_scale,
-                    tier=tier,
-                    when_not_promised="best_effort",
-                    num_prompt_tokens=max(1, num_prompt_tokens),
-                    num_output_tokens=max(1, num_output_tokens),
-                )
+        trace = arrivals.read_trace(path)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for at_s, num_prompt_tokens, num_output_tokens in zip(
+        trace.at_s.tolist(),
+        trace.num_prompt_tokens.tolist(),
+        trace.num_output_tokens.tolist(),
+        strict=True,
+    ):
+        yield PlannedRequest(
+            at_s=at_s / time_scale,
+            tier=tier,
+            when_not_promised="best_effort",
+            num_prompt_tokens=num_prompt_tokens,
+            num_output_tokens=num_output_tokens,
+        )
 
 
 def prompt_token_ids(num_tokens: int, seed: int) -> list[int]:

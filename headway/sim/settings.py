@@ -38,13 +38,16 @@ class ClusterSettings(_Section):
     Attributes:
         profile: of the model and the device, relative to the working directory.
         gpus: of all workers together.
-        roles: "colocated", or "P:D" for P prefill and D decode workers.
+        roles: "colocated", or "P:D" for P prefill and D decode workers, or "C+P:D" for C
+            colocated ones besides.
         host_s: what an engine's host adds to every step.
     """
 
     profile: str = "profiles/h100-llama-3.1-8b-bf16.toml"
     gpus: Count = 1
-    roles: Annotated[str, Field(pattern=r"^(colocated|[1-9]\d*:[1-9]\d*)$")] = "colocated"
+    roles: Annotated[str, Field(pattern=r"^(colocated|([1-9]\d*\+)?[1-9]\d*:[1-9]\d*)$")] = (
+        "colocated"
+    )
     host_s: NonNegative = HOST_S
     block_size: Count = 16
     max_step_tokens: Count = 8192
@@ -80,10 +83,12 @@ class ClusterSettings(_Section):
         spec = ClusterSpec(machine, **self.model_dump(exclude=taken))
         if self.roles == "colocated":
             return spec.with_roles(num_workers, 0, 0)
-        num_prefill, num_decode = (int(number) for number in self.roles.split(":"))
-        if num_prefill + num_decode != num_workers:
+        colocated, _, separate = self.roles.rpartition("+")
+        num_prefill, num_decode = (int(number) for number in separate.split(":"))
+        num_colocated = int(colocated or 0)
+        if num_colocated + num_prefill + num_decode != num_workers:
             raise ConfigError(f"roles {self.roles} do not add up to {num_workers} workers")
-        return spec.with_roles(0, num_prefill, num_decode)
+        return spec.with_roles(num_colocated, num_prefill, num_decode)
 
 
 class TierSettings(_Section):
@@ -190,6 +195,7 @@ class Settings(_Section):
         log: bool = False,
         stop_before: int | None = None,
         progress: Callable[[float], None] | None = None,
+        may_end: Callable[[float], bool] | None = None,
     ) -> Simulation:
         """A run of `workload` under `policy`, which `named_policy` built.
 
@@ -202,6 +208,7 @@ class Settings(_Section):
             log=log,
             stop_before=stop_before,
             progress=progress,
+            may_end=may_end,
         )
         try:
             return self.named_policy().simulation(workload, self.cluster.spec(), options, policy)

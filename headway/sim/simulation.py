@@ -43,6 +43,9 @@ from headway.sim.world_state import (
 # that those of one more step always find room.
 _LOG_ROWS = 65536
 
+# `RunOptions.may_end` is asked once in so many arrivals, or ends once none are to come.
+_ASK_EVERY = 32
+
 # Tokens of output planned with while nothing is known.
 _FIRST_LENGTH = 256
 
@@ -60,6 +63,7 @@ class RunOptions:
         learn: planners learn from measured step times; pointless in an exact world.
         stop_before: end the run just before the decision on this request; None for never.
         progress: called with the virtual time now and then.
+        may_end: asked with the virtual time now and then; the run ends when it says so.
     """
 
     seed: int = 0
@@ -69,6 +73,7 @@ class RunOptions:
     learn: bool = True
     stop_before: int | None = None
     progress: Callable[[float], None] | None = None
+    may_end: Callable[[float], bool] | None = None
 
 
 @dataclass(slots=True)
@@ -116,6 +121,8 @@ class Simulation:
     _planning_s: float = 0.0
     _num_decisions: int = 0
     _now_s: float = 0.0
+    _num_until_asked: int = _ASK_EVERY
+    _has_ended: bool = False
 
     def __post_init__(self) -> None:
         # Asked once: looking a protocol up takes as long as many a decision.
@@ -147,13 +154,13 @@ class Simulation:
         )
 
     def run(self) -> RunResult:
-        """Run until every request that was taken has ended.
+        """Run until every request that was taken has ended, or `RunOptions.may_end`.
 
         Raises:
             RuntimeError: requests are left on a worker that never runs them: a bug of the policy.
         """
         started_s = time.perf_counter()
-        while True:
+        while not self._has_ended:
             until_s = self._due[0][0] if self._due else np.inf
             if not self._advance(until_s):
                 continue
@@ -165,12 +172,12 @@ class Simulation:
                     return self._result(started_s)
                 self._arrive(index, at_s)
             elif not self._place_deferred():
+                if self.world.counts.any() or self._deferred:
+                    raise RuntimeError(
+                        f"requests are stuck: {self.world.counts.tolist()} on workers, "
+                        f"{len(self._deferred)} that wait for a place"
+                    )
                 break
-        if self.world.counts.any() or self._deferred:
-            raise RuntimeError(
-                f"requests are stuck: {self.world.counts.tolist()} on workers, "
-                f"{len(self._deferred)} that wait for a place"
-            )
         return self._result(started_s)
 
     def _result(self, started_s: float) -> RunResult:
@@ -190,12 +197,17 @@ class Simulation:
     def _advance(self, until_s: float) -> bool:
         """Run the world up to `until_s`; False if something is due before that now."""
         world = self.world
-        world.options[STOP_ON_FINISH] = int(bool(self._deferred or self._followers))
+        watched = self.options.may_end is not None and not self._due
+        world.options[STOP_ON_FINISH] = int(bool(self._deferred or self._followers or watched))
         while (code := advance(world, until_s)) != TIME_REACHED:
             if code == LOG_FULL:
                 self._take_logs()
                 continue
             self._take_finished()
+            if watched:
+                self._ask_to_end()
+                if self._has_ended:
+                    return False
             if self._deferred:
                 self._place_deferred()
             if self._due and self._due[0][0] < until_s:
@@ -214,6 +226,14 @@ class Simulation:
             )
             self._followers_are_due(index, self._now_s)
         world.counters[NUM_FINISHED] = 0
+
+    def _ask_to_end(self) -> None:
+        if self.options.may_end is None:
+            return
+        self._num_until_asked -= 1
+        if self._num_until_asked == 0:
+            self._num_until_asked = _ASK_EVERY
+            self._has_ended = self.options.may_end(self._now_s)
 
     def _followers_are_due(self, index: int, at_s: float) -> None:
         follower = self._followers.pop(index, None)
@@ -237,6 +257,7 @@ class Simulation:
         self._num_decisions += 1
         if self.options.progress is not None and self._num_decisions % 256 == 0:
             self.options.progress(now_s)
+        self._ask_to_end()
         if answer.verdict is Verdict.SERVE:
             self._place(index, answer)
             return

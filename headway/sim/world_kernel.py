@@ -124,6 +124,7 @@ def _log_step(
 
 @kernel
 def _end_step(world: World, w: int, now_s: float) -> None:  # noqa: C901 - compiled
+    """Hand out what a step produced; what has ended stays listed until the next one begins."""
     num_requests = world.sim.shape[0]
     ids = world.ids[w]
     for k in range(world.counts[w]):
@@ -151,7 +152,6 @@ def _end_step(world: World, w: int, now_s: float) -> None:  # noqa: C901 - compi
                     break
                 r.num_computed_tokens += 1
                 _emit(world, row, row, now_s)
-    _compact(world, w)
 
 
 @kernel
@@ -169,7 +169,8 @@ def _num_accepted(world: World, w: int, row: int, num_drafted: int) -> int:
 @kernel
 def _emit(world: World, holder: int, row: int, now_s: float) -> None:
     """One output token leaves. `holder`: row that holds the blocks; `row`: that of the decode."""
-    index = row % world.sim.shape[0]
+    num_requests = world.sim.shape[0]
+    index = row if row < num_requests else row - num_requests
     r = world.requests[row]
     sim = world.sim[index]
     r.num_output_tokens += 1
@@ -286,9 +287,10 @@ def _has_slot(world: World, w: int) -> bool:
 def _settle_transfers(  # noqa: C901, PLR0912 - compiled
     world: World, w: int, now_s: float
 ) -> None:
-    """Start what has arrived, free what has left, and make room for what waits to be sent."""
+    """Start what has arrived, drop what has ended or left, make room for what waits to be sent."""
     num_requests = world.sim.shape[0]
     num_gone = 0
+    num_without_room = 0
     next_order = np.int64(-1)
     for k in range(world.counts[w]):
         row = world.ids[w, k]
@@ -299,14 +301,17 @@ def _settle_transfers(  # noqa: C901, PLR0912 - compiled
                 r.phase = GONE
         if r.phase == GONE:
             num_gone += 1
-        if r.phase == ARRIVING and r.arrives_at_s <= now_s:
+        if r.phase == ARRIVING:
             sim = world.sim[row - num_requests]
-            if sim.room_made == 1 and sim.sent_at_s <= now_s:
+            num_without_room += 1 - sim.room_made
+            if r.arrives_at_s <= now_s and sim.room_made == 1 and sim.sent_at_s <= now_s:
                 r.phase = DECODE
                 emitted = world.options[PREFILL_EMITS]
                 r.num_computed_tokens = r.num_prompt_tokens - 1 + emitted
     if num_gone > 0:
         _compact(world, w)
+    if num_without_room == 0:
+        return
     # First come, first served: pages that wait on their prefill worker for room here.
     while True:
         first = np.int64(-1)

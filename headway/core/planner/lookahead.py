@@ -29,6 +29,9 @@ from headway.core.planner.step_time import step_s
 # Future checked step by step at most; prompts that wait longer are not promised anything.
 MAX_STEPS = 2000
 
+# Sums of times that differ by no more are equal.
+_ROUNDING_S = 1e-6
+
 # Answers of `look_ahead`, else the row that would be late.
 ALL_ON_TIME = -1
 TOO_LONG = -2
@@ -38,7 +41,7 @@ TOO_LONG = -2
 def look_ahead(  # noqa: C901, PLR0912 - compiled: one loop, and every branch of it is a phase
     now_s: float, requests: Records, n: int, workers: Records, grants: Ints, row: int
 ) -> tuple[int, float, float]:
-    """Run steps until all promised prompts here are computed, or the first promise breaks.
+    """Run steps until all promised prompts here are computed, or one will surely be late.
 
     Args:
         now_s: the present.
@@ -50,7 +53,7 @@ def look_ahead(  # noqa: C901, PLR0912 - compiled: one loop, and every branch of
         row: the row whose prompt's end is asked for; -1 for none.
 
     Returns:
-        ALL_ON_TIME, TOO_LONG or the first late row; the instant it ended at; and the instant at
+        ALL_ON_TIME, TOO_LONG or the first late row; the instant it ran to; and the instant at
         which the prompt of `row` is computed (infinite if it is not).
     """
     # An array as argument: numba frees one whose last use is the reading of a record from it,
@@ -93,6 +96,9 @@ def look_ahead(  # noqa: C901, PLR0912 - compiled: one loop, and every branch of
                 computed_at_s = at_s
         if not is_open:
             return ALL_ON_TIME, at_s, computed_at_s
+        late = _hopeless(at_s, requests, n, worker, ignored)
+        if late >= 0:
+            return late, at_s, computed_at_s
         form_slack(at_s, requests, ids, n, worker, grants)
         duration_s = worker.guard_ratio * begin_step(requests, ids, n, worker, grants)
         if duration_s == 0.0:
@@ -105,6 +111,24 @@ def look_ahead(  # noqa: C901, PLR0912 - compiled: one loop, and every branch of
         if late >= 0:
             return late, at_s, computed_at_s
     return TOO_LONG, at_s, computed_at_s
+
+
+@kernel
+def _hopeless(at_s: float, requests: Records, n: int, worker: Record, ignored: Flags) -> int:
+    """The first row whose first token will be late even if it is all that is computed, or -1.
+
+    It saves the steps until it is: what is late comes after all else.
+    """
+    token_s = worker.guard_ratio * worker.time_ratio * worker.token_s
+    for k in range(n):
+        r = requests[k]
+        if ignored[k] or r.phase != PREFILL:
+            continue
+        num_left = r.num_prompt_tokens - r.num_computed_tokens
+        due_at_s = r.prefill_due_at_s if r.leaves_after_prefill == 1 else r.next_due_at_s
+        if at_s + token_s * num_left > due_at_s + _ROUNDING_S:
+            return k
+    return -1
 
 
 @kernel

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from headway.core.batch_state import DECODE, PREFILL, REQUEST, WORKER, Ints, Record, Records
+from headway.core.batch_state import (
+    DECODE,
+    PREFILL,
+    REQUEST,
+    WORKER,
+    Floats,
+    Ints,
+    Record,
+    Records,
+)
 from headway.core.kernel import kernel
+from headway.core.planner.demand_test import surely_late
 from headway.core.planner.lookahead import ALL_ON_TIME, look_ahead
 from headway.core.planner.sustain import SUSTAINED, sustained
 
@@ -60,6 +70,8 @@ def probe(
     own[0].busy_until_s = free_at_s
     granted = np.zeros(n + 1, np.int64)
     granted[:n] = grants[:n]
+    if new.phase == PREFILL and surely_late(now_s, rows, n + 1, own, granted, n):
+        return LATE, np.inf
     late, _, computed_at_s = look_ahead(now_s, rows, n + 1, own, granted, n)
     if late != ALL_ON_TIME:
         return LATE, np.inf
@@ -109,6 +121,8 @@ def late_promise(
         own = np.empty(1, WORKER)
         own[0] = worker
         granted = grants[:n].copy()
+        if surely_late(now_s, rows, n, own, granted, k):
+            continue
         late, _, _ = look_ahead(now_s, rows, n, own, granted, k)
         if late == ALL_ON_TIME and sustained(rows, n, worker) == SUSTAINED:
             return k
@@ -155,6 +169,20 @@ def load_of(
         room |= ROOM_FOR_LATE
     if num_timely_waiting < MAX_TIMELY_WAITING and (num_timely < MAX_TIMELY_BESIDE or is_alone):
         room |= ROOM_FOR_TIMELY
+    return load_s, tightest_s, room
+
+
+@kernel
+def loads_of(
+    now_s: float, requests: Records, ids: Ints, counts: Ints, workers: Records
+) -> tuple[Floats, Floats, Ints]:
+    """What `load_of` says of each worker; arguments are fields of ClusterView, shapes (W,)."""
+    num_workers = len(workers)
+    load_s = np.empty(num_workers)
+    tightest_s = np.empty(num_workers)
+    room = np.empty(num_workers, np.int64)
+    for w in range(num_workers):
+        load_s[w], tightest_s[w], room[w] = load_of(now_s, requests, ids[w], counts[w], workers[w])
     return load_s, tightest_s, room
 
 

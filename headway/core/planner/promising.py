@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from headway.core.batch_state import ARRIVING, Records
+from headway.core.batch_state import ARRIVING, Floats, Records
 from headway.core.planner.arrival import Answer, ClusterView, Verdict
 from headway.core.planner.baselines.codes import SLACK
 from headway.core.planner.price import ShadowPrice
@@ -21,7 +21,7 @@ from headway.core.planner.probe import (
     ROOM_FOR_TIMELY,
     decode_work_s,
     late_promise,
-    load_of,
+    loads_of,
     probe,
     work_s,
 )
@@ -184,23 +184,23 @@ class PromisePolicy:
         if view.requests["guaranteed"][new] == 0:
             due_at_s = view.requests["next_due_at_s"][new]
             needed_room = ROOM_FOR_TIMELY if now_s <= due_at_s < np.inf else ROOM_FOR_LATE
-        loads = [
-            load_of(now_s, view.requests, view.ids[w], view.counts[w], view.workers[w])
-            for w in range(len(view.workers))
-        ]
-        for p, d in self._pairs(view, [load for load, _, _ in loads]):
-            if needed_room & ~(loads[p][2] & loads[d][2]):
+        loads_s, tightest_s, room = loads_of(
+            now_s, view.requests, view.ids, view.counts, view.workers
+        )
+        own_tpot_s = float(view.requests["tpot_s"][new])
+        for p, d in self._pairs(view, loads_s):
+            if needed_room & ~(room[p] & room[d]):
                 continue
-            longest_s = min(loads[p][1], loads[d][1], float(view.requests["tpot_s"][new]))
+            longest_s = min(float(tightest_s[p]), float(tightest_s[d]), own_tpot_s)
             place = self._place(new, p, d, view, now_s, longest_s, learn=learn)
             if place.limit is Limit.NONE:
                 return place
             best = place
         return best
 
-    def _pairs(self, view: ClusterView, loads: list[float]) -> Iterator[tuple[int, int]]:
+    def _pairs(self, view: ClusterView, loads_s: Floats) -> Iterator[tuple[int, int]]:
         """Places in the order of preference: one worker for both phases before two."""
-        order = np.argsort(loads, kind="stable")
+        order = np.argsort(loads_s, kind="stable")
         if self.most_loaded_first:
             order = order[::-1]
         prefills, decodes = view.workers["prefills"], view.workers["decodes"]

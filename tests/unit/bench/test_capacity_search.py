@@ -28,9 +28,12 @@ class Linear:
         self.slopes = slopes
         self.asked: list[tuple[int, int, int]] = []
 
-    def __call__(self, setting: int, seed: int, index: int) -> Attained:
+    def __call__(self, setting: int, seed: int, index: int, attainment: float) -> Attained:
         self.asked.append((setting, seed, index))
         miss = rate_at(index) * self.slopes[setting][seed]
+        if 1 - miss / 2 < attainment:
+            # As much as a run that was ended early says.
+            return {"strict": -math.inf, "mean": -math.inf, "token_weighted": -math.inf}
         return {"strict": 1 - miss, "mean": 1 - miss / 2, "token_weighted": 1 - miss / 4}
 
 
@@ -59,6 +62,28 @@ def test_nothing_below_the_lowest_is_asked() -> None:
     assert min(asked) > -7
 
 
+@given(
+    edge=st.integers(-50, 50),
+    below=st.integers(0, 30),
+    above=st.integers(1, 30),
+    hint=st.integers(-200, 200),
+    stride=st.integers(1, 40),
+)
+def test_what_is_known_is_not_asked(
+    edge: int, below: int, above: int, hint: int, stride: int
+) -> None:
+    low, high = edge - below, edge + above
+    asked: list[int] = []
+
+    def passes(index: int) -> bool:
+        asked.append(index)
+        return index <= edge
+
+    assert highest_passing(passes, hint, stride, low, high) == edge
+    assert all(low < index < high for index in asked)
+    assert len(asked) == len(set(asked))
+
+
 def test_bisection_needs_few_runs() -> None:
     asked: list[int] = []
 
@@ -83,6 +108,27 @@ def test_no_run_is_done_twice() -> None:
     search, measure = search_of([[0.01, 0.012], [0.02, 0.018]])
     best_settings(search, 2, [0, 1], [1.0, 1.0])
     assert len(measure.asked) == len(set(measure.asked)) == search.num_runs
+
+
+def test_a_run_that_was_ended_early_for_a_high_attainment_is_done_again_for_a_lower_one() -> None:
+    search, measure = search_of([[0.01]])
+    low, high = Criterion(0.9, "strict"), Criterion(0.98, "strict")
+    index = index_of(8.0)
+    assert not search.passes(0, 0, index, high)
+    assert search.passes(0, 0, index, low)
+    assert not search.passes(0, 0, index, high)
+    assert len(measure.asked) == 2
+
+
+def test_a_search_starts_from_what_is_known() -> None:
+    search, measure = search_of([[0.01]])
+    strict, mean = Criterion(0.9, "strict"), Criterion(0.9, "mean")
+    search.index(0, 0, strict)
+    num_asked = len(measure.asked)
+    search.index(0, 0, strict)
+    assert len(measure.asked) == num_asked
+    search.index(0, 0, mean)
+    assert min(index for _, _, index in measure.asked[num_asked:]) > search.index(0, 0, strict)
 
 
 def test_a_criterion_out_of_reach_is_a_capacity_of_zero() -> None:
@@ -117,7 +163,7 @@ def test_of_close_settings_the_one_best_over_all_seeds_wins() -> None:
 
 def test_a_criterion_may_have_a_best_setting_of_its_own() -> None:
     class Crossing(Linear):
-        def __call__(self, setting: int, seed: int, index: int) -> Attained:
+        def __call__(self, setting: int, seed: int, index: int, attainment: float) -> Attained:
             # Setting 1 never reaches 0.98, but falls later.
             miss = rate_at(index) * (0.01 if setting == 0 else 0.002) + 0.03 * setting
             return dict.fromkeys(("strict", "mean", "token_weighted"), 1 - miss)

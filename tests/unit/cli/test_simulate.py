@@ -213,6 +213,7 @@ def test_policies_that_do_not_see_output_lengths_decide_otherwise() -> None:
         (("--policy", "fastest"), "there is no 'fastest'"),
         (("--scenario", "poems"), "there is no 'poems'"),
         (("--roles", "1:1"), "do not add up"),
+        (("--roles", "2+1:1"), "do not add up"),
         (("--roles", "both"), "cluster.roles"),
         (("--rates", "4,x"), "rates look like"),
         (("--rate", -1), "rates.0"),

@@ -7,6 +7,7 @@ import pytest
 
 from headway.core.planner.baselines import BASELINES
 from headway.sim import simulation
+from headway.sim.settings import ClusterSettings
 from headway.sim.world_state import PENDING, REFUSED, SERVED
 from tests.simulated import CAPACITY, ROLES, Finished, cluster, simulate, watch, workload
 
@@ -79,6 +80,35 @@ def test_a_run_can_stop_before_a_decision() -> None:
     assert 0 < ended.sum() <= 50
     assert (stopped.result.sim[ended] == whole.sim[ended]).all()
     assert stopped.simulation.world.requests["arrived_at_s"][50] == asked.arrived_at_s[50]
+
+
+def test_a_run_ends_when_it_may() -> None:
+    asked = workload("chat", 80, load=0.8, num_workers=1, seed=4)
+    machines = cluster("colocated-1", exact=True)
+    whole = simulate(asked, machines).result
+    asked_at_s: list[float] = []
+
+    def never(now_s: float) -> bool:
+        asked_at_s.append(now_s)
+        return False
+
+    assert simulate(asked, machines, may_end=never).result.sim.tobytes() == whole.sim.tobytes()
+    assert asked_at_s == sorted(asked_at_s)
+    # Also while the last ones are served.
+    assert asked_at_s[-1] > asked.arrived_at_s[-1]
+    middle_s = asked_at_s[len(asked_at_s) // 2]
+    ended = simulate(asked, machines, may_end=lambda now_s: now_s >= middle_s).result
+    is_done = ended.sim["outcome"] == SERVED
+    assert 0 < is_done.sum() < len(asked)
+    assert (ended.sim[is_done] == whole.sim[is_done]).all()
+
+
+@pytest.mark.parametrize(
+    ("roles", "numbers"), [("colocated", (4, 0, 0)), ("1:3", (0, 1, 3)), ("2+1:1", (2, 1, 1))]
+)
+def test_roles_are_colocated_prefill_and_decode(roles: str, numbers: tuple[int, ...]) -> None:
+    spec = ClusterSettings(gpus=4, roles=roles).spec()
+    assert (spec.num_colocated, spec.num_prefill, spec.num_decode) == numbers
 
 
 def test_rounds_of_a_session_follow_each_other() -> None:
