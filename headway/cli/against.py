@@ -31,7 +31,7 @@ from headway.core.slo import Promise
 from headway.errors import ConfigError, HeadwayError
 from headway.ports import Clock
 
-_Bounds = Callable[[PlannedRequest], Promise | None]
+Bounds = Callable[[PlannedRequest], Promise | None]
 
 
 class System(Protocol):
@@ -138,6 +138,7 @@ class Against:
                 for _ in range(self._num_connections)
             ]
             tiers = {tier.name: tier for tier in await clients[0].list_tiers()}
+            bounds = bounds_of(tiers, self._profile)
             model = (await clients[0].capacity()).model
             servers = await stack.enter_async_context(CompletionServers(self._urls, model))
             await servers.check()
@@ -148,33 +149,39 @@ class Against:
                         f"round {number + 1} of {len(rounds)}: {len(planned)} requests"
                         f" to {system.name}"
                     )
-                    watches = await run_round(
-                        system, planned, self._bounds(tiers), seed + number, self._clock
-                    )
+                    watches = await run_round(system, planned, bounds, seed + number, self._clock)
                     rows += round_rows(system.name, number, planned, watches)
                 systems.reverse()
         return rows
 
-    def _bounds(self, tiers: Mapping[str, Tier]) -> _Bounds:
-        def bounds(request: PlannedRequest) -> Promise | None:
-            tier = tiers.get(request.tier)
-            if tier is None or tier.slo is None:
-                return None
-            if tier.slo.ttft_slowdown is None:
-                return tier.slo.promise(0.0)
-            if self._profile is None:
-                raise ConfigError(
-                    f"tier {tier.name} bounds the TTFT by the prefill time of an idle worker:"
-                    " give its profile with --profile"
-                )
-            num_tokens = request.num_prompt_tokens
-            return tier.slo.promise(self._profile.prefill_s(num_tokens, 0, num_tokens))
 
-        return bounds
+def bounds_of(tiers: Mapping[str, Tier], profile: PerfModel | None) -> Bounds:
+    """What each request is held against: the bounds of its tier, None for best effort.
+
+    Args:
+        tiers: by name.
+        profile: says how long an idle worker computes a prompt, taken as one step.
+    """
+
+    def bounds(request: PlannedRequest) -> Promise | None:
+        tier = tiers.get(request.tier)
+        if tier is None or tier.slo is None:
+            return None
+        if tier.slo.ttft_slowdown is None:
+            return tier.slo.promise(0.0)
+        if profile is None:
+            raise ConfigError(
+                f"tier {tier.name} bounds the TTFT by the prefill time of an idle worker:"
+                " give its profile with --profile"
+            )
+        num_tokens = request.num_prompt_tokens
+        return tier.slo.promise(profile.prefill_s(num_tokens, 0, num_tokens))
+
+    return bounds
 
 
 async def run_round(
-    system: System, planned: Sequence[PlannedRequest], bounds: _Bounds, seed: int, clock: Clock
+    system: System, planned: Sequence[PlannedRequest], bounds: Bounds, seed: int, clock: Clock
 ) -> list[Watch]:
     """Send a load; returns what became of each request, in the order of `planned`."""
     promises = [bounds(request) for request in planned]
