@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 
 .PHONY: help setup tools demo proto lint test test-slow bench-capacity bench-planner \
-	bench-emulated bench-kv lock clean
+	bench-emulated bench-live bench-kv lock clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench-planner: setup ## measure how long the planner decides, and the simulator'
 
 bench-emulated: setup ## measure the controller against emulated engines
 	@$(BIN)/python -m bench.emulated
+
+bench-live: setup ## compare with plain vLLM on real engines (hours; ARGS=--quick: 30 min)
+	@$(BIN)/python -m bench.live $(ARGS)
 
 bench-kv: setup ## measure KV transfer between two processes
 	@$(BIN)/python -m bench.kv_transfer

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from headway.adapters.model_files import MODEL_NAME
+from headway.config import load_profile
 from headway.errors import HeadwayError, InvalidRequest, Refused, Unavailable
+
+if TYPE_CHECKING:
+    from headway.cli.workload import PlannedRequest
 
 # Else gRPC writes a line to the terminal whenever a server it talked to goes away.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -67,6 +72,14 @@ def bench(
     tier: Annotated[str, typer.Option(help="Of every request of a trace.")] = "",
     time_scale: Annotated[float, typer.Option(help="2 replays a trace twice as fast.")] = 1.0,
     connections: Annotated[int, typer.Option(help="Connections to the controller.", min=1)] = 4,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="URL of a plain `vllm serve` to compare with; several take turns."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Of a comparison.", min=1)] = 3,
+    profile: Annotated[
+        Path | None, typer.Option(help="For a comparison with tiers that bound the slow-down.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the results here as JSON.")] = None,
 ) -> None:
     """Send an open-loop load and report, tier by tier, which promises were kept."""
@@ -76,18 +89,28 @@ def bench(
         raise typer.BadParameter("give --workload FILE.toml or --trace FILE.csv")
     if rate <= 0 or time_scale <= 0:
         raise typer.BadParameter("--rate and --time-scale must be above 0")
-    planned = planned_requests(
-        workload,
-        trace,
-        rate_per_s=rate,
-        time_scale=time_scale,
-        tier=tier,
-        seed=seed,
-        end_s=30.0 if duration_s is None and requests is None else duration_s,
-        num_requests=requests,
-    )
-    complete = Bench(address, connections, seed).run(planned, title=str(workload or trace), out=out)
-    if not complete:
+
+    def planned(number: int) -> Iterable[PlannedRequest]:
+        return planned_requests(
+            workload,
+            trace,
+            rate_per_s=rate,
+            time_scale=time_scale,
+            tier=tier,
+            seed=seed + number,
+            end_s=30.0 if duration_s is None and requests is None else duration_s,
+            num_requests=requests,
+        )
+
+    if against:
+        from headway.cli.against import Against  # noqa: PLC0415
+
+        model = load_profile(profile) if profile is not None else None
+        comparison = Against(address, against, connections=connections, profile=model)
+        comparison.run([list(planned(number)) for number in range(rounds)], seed, out)
+        return
+    bench = Bench(address, connections, seed)
+    if not bench.run(planned(0), title=str(workload or trace), out=out):
         raise typer.Exit(130)
 
 
