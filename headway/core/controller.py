@@ -2,8 +2,9 @@
 
 One request: StartDecode reserves a place on the decode worker and learns where the pages go;
 StartPrefill computes the prompt and sends them there; then the decode worker's tokens are
-relayed until it is done. Whatever ends the request first ends it for good: it gets one
-SendFinished, its calls are aborted, and later events that name it mean nothing.
+relayed until it is done. Where one worker is chosen for both phases, StartDecode is all it gets:
+the worker computes the prompt and goes on. Whatever ends the request first ends it for good: it
+gets one SendFinished, its calls are aborted, and later events that name it mean nothing.
 """
 
 from __future__ import annotations
@@ -185,6 +186,8 @@ class Controller:
             promise=progress.promise_from(now_s),
             step_cap_s=placement.step_cap_s,
             remaining_s=progress.deadline_at_s - now_s,
+            local_prefill=placement.is_local,
+            prefill_due_s=progress.prefill_due_s(now_s) if placement.is_local else None,
         )
 
     def _place_queued(self, now_s: float) -> list[Effect]:
@@ -217,11 +220,13 @@ class Controller:
             return []
         progress.prefill_sent_at_s = now_s
         self._cluster.prefill_sent(progress, now_s)
+        if progress.prefills_locally:
+            return []
         return [
             StartPrefill(
                 request=progress.spec,
                 worker_id=progress.placement.prefill_worker_id,
-                due_s=progress.prefill_due_at_s - now_s if progress.guaranteed else None,
+                due_s=progress.prefill_due_s(now_s),
                 step_cap_s=progress.placement.step_cap_s,
                 kv_handle=event.kv_handle,
                 remaining_s=progress.deadline_at_s - now_s,
@@ -234,11 +239,12 @@ class Controller:
             return []
         progress.prefill_runs = False
         progress.prefill_result = event
+        self._observe(progress, now_s)
         self._cluster.computed(progress, now_s)
-        if progress.state is RequestState.PREFILLING:
-            progress.move_to(RequestState.TRANSFERRING)
-        else:
+        if progress.state is not RequestState.PREFILLING:
             self._cluster.handed_over(progress)
+        elif not progress.prefills_locally:
+            progress.move_to(RequestState.TRANSFERRING)
         self._room_changed = True
         return []
 
@@ -256,6 +262,8 @@ class Controller:
             message = f"tokens [{event.first_index}, {end}) came after {num_before} of {max_tokens}"
             return self._fail(progress, FailureReason.TOKEN_ORDER, message, now_s)
         if event.token_ids:
+            if progress.num_output_tokens == 0:
+                self._observe(progress, now_s)
             progress.count_tokens(event.token_ids, now_s)
             self._cluster.decoded(progress)
         if progress.state is not RequestState.DECODING:
@@ -263,6 +271,10 @@ class Controller:
             if not progress.prefill_runs:
                 self._cluster.handed_over(progress)
         return [RelayTokens(event.request_id, event.first_index, event.token_ids, event.text)]
+
+    def _observe(self, progress: Progress, now_s: float) -> None:
+        for worker in self._cluster.prefilling_workers_of(progress):
+            self._policy.observe(worker, now_s)
 
     def _completed(self, event: DecodeCompleted, now_s: float) -> list[Effect]:
         progress = self._requests.get(event.request_id)
@@ -328,6 +340,7 @@ class Controller:
         request_id = progress.spec.request_id
         del self._requests[request_id]
         self._best_effort_queue.pop(request_id, None)
+        self._observe(progress, now_s)
         self._cluster.drop(progress, now_s)
         self._deadlines.sweep(self._requests, len(self._requests))
         self._room_changed = True

@@ -78,7 +78,10 @@ class CancelRequested:
 
 @dataclass(frozen=True, slots=True)
 class DecodeReserved:
-    """The decode worker keeps a place; `kv_handle` tells the prefill worker where to send."""
+    """The decode worker keeps a place; `kv_handle` tells the prefill worker where to send.
+
+    It is empty where no pages will come, because the prompt is computed on the decode worker.
+    """
 
     request_id: str
     kv_handle: bytes
@@ -86,7 +89,10 @@ class DecodeReserved:
 
 @dataclass(frozen=True, slots=True)
 class PrefillComputed:
-    """`queued_s`: submitted to first step; `computed_s`: first step to last."""
+    """`queued_s`: submitted to first step; `computed_s`: first step to last.
+
+    Where the prompt is computed on the decode worker, it comes before the first token.
+    """
 
     request_id: str
     queued_s: float
@@ -174,6 +180,8 @@ class StartDecode:
         promise: its TTFT counts from now; None when best effort.
         step_cap_s: longest step of this worker from now on, while promised prompts wait;
             None leaves it as it is.
+        local_prefill: the worker computes the prompt itself; no pages will come.
+        prefill_due_s: of such a prompt, as `due_s` of StartPrefill.
     """
 
     request: RequestSpec
@@ -181,6 +189,8 @@ class StartDecode:
     promise: Promise | None
     step_cap_s: float | None
     remaining_s: float
+    local_prefill: bool = False
+    prefill_due_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ class ConnectRequest(_message.Message):
     def __init__(self, register: _Optional[_Union[Register, _Mapping]] = ..., report: _Optional[_Union[_generation_pb2.WorkerLoad, _Mapping]] = ...) -> None: ...
 
 class Register(_message.Message):
-    __slots__ = ("worker_id", "incarnation", "role", "address", "model", "max_model_len", "kv_block_size", "num_kv_blocks", "max_step_tokens", "max_num_running", "kv_bytes_per_token", "perf_model", "forms_steps_by_deadline")
+    __slots__ = ("worker_id", "incarnation", "role", "address", "model", "max_model_len", "kv_block_size", "num_kv_blocks", "max_step_tokens", "max_num_running", "kv_bytes_per_token", "perf_model", "forms_steps_by_deadline", "prefills_locally")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class Register(_message.Message):
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     PERF_MODEL_FIELD_NUMBER: _ClassVar[int]
     FORMS_STEPS_BY_DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    PREFILLS_LOCALLY_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     incarnation: str
     role: _generation_pb2.WorkerRole
@@ -45,7 +46,8 @@ class Register(_message.Message):
     kv_bytes_per_token: int
     perf_model: PerfModel
     forms_steps_by_deadline: bool
-    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., role: _Optional[_Union[_generation_pb2.WorkerRole, str]] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., kv_block_size: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., max_step_tokens: _Optional[int] = ..., max_num_running: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., perf_model: _Optional[_Union[PerfModel, _Mapping]] = ..., forms_steps_by_deadline: bool = ...) -> None: ...
+    prefills_locally: bool
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., role: _Optional[_Union[_generation_pb2.WorkerRole, str]] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., kv_block_size: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., max_step_tokens: _Optional[int] = ..., max_num_running: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., perf_model: _Optional[_Union[PerfModel, _Mapping]] = ..., forms_steps_by_deadline: bool = ..., prefills_locally: bool = ...) -> None: ...
 
 class PerfModel(_message.Message):
     __slots__ = ("floor_s", "token_s", "fixed_s", "sequence_s", "context_token_s", "prefill_attention_s", "chunk_s")
