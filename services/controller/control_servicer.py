@@ -105,6 +105,9 @@ class ControlServicer(pb_grpc.ControlServiceServicer):
         if not values or not all(value <= MAX_COST_S for value in values):
             problem = f"must have costs, of at most {MAX_COST_S:g} s each"
             violations.append(FieldViolation("register.perf_model", problem))
+        if register.prefills_locally and register.role != generation_pb2.WORKER_ROLE_DECODE:
+            problem = "is for decode workers"
+            violations.append(FieldViolation("register.prefills_locally", problem))
         if violations:
             raise InvalidRequest(violations)
         try:

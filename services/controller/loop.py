@@ -169,8 +169,10 @@ class ControllerLoop:
 
     @property
     def serving(self) -> bool:
-        """Whether there is a worker of each role."""
-        return {worker.spec.role for worker in self.workers} == set(WorkerRole)
+        """Whether there are workers for both phases."""
+        specs = [worker.spec for worker in self.workers]
+        decodes = any(spec.role is WorkerRole.DECODE for spec in specs)
+        return decodes and any(spec.prefills for spec in specs)
 
     async def wait_no_client(self, timeout_s: float) -> None:
         """Until no client is connected, or the time is over."""

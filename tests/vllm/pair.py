@@ -13,6 +13,7 @@ from headway.ports import (
     DecodeJob,
     EngineFinished,
     EngineLoad,
+    EngineTokens,
     KvTarget,
     PrefillJob,
     PrefillResult,
@@ -80,7 +81,7 @@ class Pair:
                 if isinstance(item, EngineFinished):
                     assert output.finished is None
                     output.finished = item
-                else:
+                elif isinstance(item, EngineTokens):
                     output.token_ids += item.token_ids
                     output.text += item.text
                     output.has_tokens.set()

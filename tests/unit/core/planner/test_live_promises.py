@@ -35,6 +35,7 @@ from headway.core.events import (
     WorkerJoined,
 )
 from headway.core.perf_model import PerfModel
+from headway.core.planner.admission import PlannedAdmission
 from headway.core.planner.interface import PlannerParams
 from headway.core.planner.policies import build_policies
 from headway.core.request import FinishReason, RequestSpec
@@ -54,6 +55,7 @@ class Engine:
     spec: WorkerSpec
     batch: Batch = field(init=False)
     lines: dict[str, DemandLine | None] = field(default_factory=dict)
+    num_outputs: dict[str, int] = field(default_factory=dict)
     step_ends_at_s: float = math.inf
 
     def __post_init__(self) -> None:
@@ -72,7 +74,14 @@ class Engine:
 class World:
     """A controller and its engines; messages take no time."""
 
-    def __init__(self, num_prefill: int, num_decode: int, num_kv_blocks: int) -> None:
+    def __init__(
+        self,
+        num_prefill: int,
+        num_decode: int,
+        num_kv_blocks: int,
+        *,
+        decode_prefills: bool = False,
+    ) -> None:
         params = PlannerParams(GUARD_RATIO, 1000, {})
         self.controller = Controller(build_policies(params).admission, max_requests=1000)
         self.now_s = 0.0
@@ -80,6 +89,7 @@ class World:
         self.ended: dict[str, SendFinished] = {}
         self._requests: dict[str, RequestSpec] = {}
         self._decode_worker: dict[str, Engine] = {}
+        self.placed_locally: set[str] = set()
         self._numbers = itertools.count()
         self.engines: dict[str, Engine] = {}
         for role, count in ((WorkerRole.PREFILL, num_prefill), (WorkerRole.DECODE, num_decode)):
@@ -91,6 +101,7 @@ class World:
                     max_step_tokens=2048,
                     perf_model=PERF_MODEL,
                     forms_steps_by_deadline=True,
+                    prefills_locally=decode_prefills and role is WorkerRole.DECODE,
                 )
                 self.engines[spec.worker_id] = Engine(spec)
                 self.post(WorkerJoined(spec))
@@ -125,21 +136,29 @@ class World:
         request_id = spec.request_id
         line = DemandLine(effect.promise, self.now_s) if effect.promise is not None else None
         engine.lines[request_id] = line
-        engine.batch.requests.add(
-            request_id,
-            {
-                "order": next(self._numbers),
-                "phase": ARRIVING,
-                "prefill_due_at_s": math.inf,
-                "num_prompt_tokens": spec.num_prompt_tokens,
-                "num_output_bound": spec.sampling.max_tokens,
-                **demand_fields(line),
-            },
-        )
-        engine.batch.hold_blocks_for(request_id, spec.num_prompt_tokens)
+        fields = {
+            "order": next(self._numbers),
+            "phase": ARRIVING,
+            "prefill_due_at_s": math.inf,
+            "num_prompt_tokens": spec.num_prompt_tokens,
+            "num_output_bound": spec.sampling.max_tokens,
+            **demand_fields(line),
+        }
+        if effect.local_prefill:
+            due_at_s = math.inf
+            if effect.prefill_due_s is not None:
+                due_at_s = self.now_s + effect.prefill_due_s
+            due = {"prefill_due_at_s": due_at_s, "next_due_at_s": due_at_s}
+            engine.batch.requests.add(request_id, {**fields, "phase": PREFILL, **due})
+            self.placed_locally.add(request_id)
+        else:
+            engine.batch.requests.add(request_id, fields)
+            engine.batch.hold_blocks_for(request_id, spec.num_prompt_tokens)
         engine.batch.cap_steps(effect.step_cap_s)
         self._decode_worker[request_id] = engine
         self.post(DecodeReserved(request_id, b""))
+        if effect.local_prefill and engine.step_ends_at_s == math.inf:
+            self._begin_step(engine)
 
     def _start_prefill(self, effect: StartPrefill) -> None:
         engine = self.engines[effect.worker_id]
@@ -167,7 +186,8 @@ class World:
     def _end_step(self, engine: Engine) -> None:
         for request_id, num_outputs in list(engine.batch.compute()):
             if engine.spec.role is WorkerRole.DECODE:
-                self._token(engine, request_id, num_outputs)
+                if num_outputs > engine.num_outputs.get(request_id, 0):
+                    self._token(engine, request_id, num_outputs)
             elif num_outputs > 0:
                 engine.batch.remove(request_id)
                 self.post(PrefillComputed(request_id, 0.0, 0.0, 0))
@@ -182,6 +202,9 @@ class World:
             self._begin_step(engine)
 
     def _token(self, engine: Engine, request_id: str, num_outputs: int) -> None:
+        engine.num_outputs[request_id] = num_outputs
+        if num_outputs == 1 and request_id in self.placed_locally:
+            self.post(PrefillComputed(request_id, 0.0, 0.0, 0))
         line = engine.lines[request_id]
         if line is not None:
             line.token(7, self.now_s)
@@ -208,13 +231,18 @@ loads = st.lists(
 )
 
 
-@pytest.mark.parametrize(("num_prefill", "num_decode"), [(1, 1), (2, 2)])
+# How many prefill and decode workers, and whether those prefill, too.
+CLUSTERS = [(1, 1, False), (2, 2, False), (0, 1, True), (0, 2, True), (1, 1, True), (1, 2, True)]
+
+
+@pytest.mark.parametrize(("num_prefill", "num_decode", "decode_prefills"), CLUSTERS)
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(load=loads, best_effort=st.sets(st.integers(0, 29)))
 def test_every_promise_is_kept(
-    num_prefill: int, num_decode: int, load: Load, best_effort: set[int]
+    num_prefill: int, num_decode: int, load: Load, best_effort: set[int], *, decode_prefills: bool
 ) -> None:
-    world = serve(World(num_prefill, num_decode, 5000), load, best_effort)
+    world = World(num_prefill, num_decode, 5000, decode_prefills=decode_prefills)
+    serve(world, load, best_effort)
     assert world.ended.keys() == {str(index) for index in range(len(load))}
     kept = {name for name in world.promised if world.ended[name].timings.slo_attained}
     assert kept == world.promised
@@ -240,3 +268,35 @@ def test_a_steady_load_is_promised_nearly_whole() -> None:
     world = serve(World(1, 1, 5000), load, set())
     assert len(world.promised) > 190
     assert all(world.ended[name].timings.slo_attained for name in world.promised)
+
+
+def test_one_worker_for_both_phases_is_promised_about_what_it_can_do() -> None:
+    load = [(0.06, 1000, 40, 0.5, 0.05)] * 200
+    world = serve(World(0, 1, 5000, decode_prefills=True), load, set())
+    assert len(world.promised) > 190
+    assert world.placed_locally == world.ended.keys()
+    assert all(world.ended[name].timings.slo_attained for name in world.promised)
+
+
+def test_prompts_go_to_the_prefill_worker_when_the_decode_worker_is_full_of_them() -> None:
+    load = [(0.02, 1000, 40, 0.5, 0.05)] * 200
+    world = serve(World(1, 1, 5000, decode_prefills=True), load, set())
+    alone = serve(World(0, 1, 5000, decode_prefills=True), load, set())
+    assert 0 < len(world.promised & world.placed_locally) < len(world.promised)
+    assert len(world.promised) > 1.2 * len(alone.promised)
+    assert all(world.ended[name].timings.slo_attained for name in world.promised)
+
+
+def test_a_prompt_is_not_taken_to_have_had_the_time_of_one_that_ended() -> None:
+    world = World(1, 1, 5000)
+    for at_s, name, num_tokens in ((0.0, "a", 6000), (0.001, "b", 6000), (0.25, "c", 10)):
+        world.run_until(at_s)
+        asked = request(name, num_prompt_tokens=num_tokens, max_tokens=3, slo=slo(2.0, 0.1))
+        world.post(RequestArrived(asked, at_s))
+    policy = world.controller._policy
+    assert isinstance(policy, PlannedAdmission)
+    (picture, _) = policy._live._pictures.values()
+    (row,) = (picture.requests["num_prompt_tokens"] == 6000).nonzero()[0]
+    truth = world.engines["prefill-0"].batch.requests["b"]["num_computed_tokens"]
+    assert 0 < truth < 2000
+    assert picture.requests["num_computed_tokens"][row] == truth
