@@ -105,7 +105,7 @@ def test_best_effort_is_placed_on_one_worker_too() -> None:
     effects = run(controller(), request("r"), [RESERVED])
     (decode,) = [effect for effect in effects if isinstance(effect, StartDecode)]
     assert decode.local_prefill
-    assert decode.promise is decode.prefill_due_s is None
+    assert (decode.promise, decode.prefill_due_s) == (None, None)
 
 
 @pytest.mark.parametrize(
