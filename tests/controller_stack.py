@@ -186,7 +186,13 @@ async def _link(
 
     refreshing = asyncio.create_task(refresh())
     try:
-        await ControlLink(spec, stack.address, lambda: _report(load), _take_nothing_new).run()
+        await ControlLink(
+            spec,
+            stack.address,
+            lambda: _report(load),
+            _take_nothing_new,
+            started.slots.set_prefills,
+        ).run()
     finally:
         refreshing.cancel()
 

@@ -34,6 +34,13 @@ class ClusterBook:
     def report(self, worker_id: str, load: WorkerLoad) -> None:
         self._workers[worker_id].report(load)
 
+    def set_prefills_locally(self, worker_id: str, prefills_locally: bool) -> None:
+        self._workers[worker_id].set_prefills_locally(prefills_locally)
+
+    def has_prompts(self, worker_id: str) -> bool:
+        """Whether a prompt that is not computed yet was given to this worker."""
+        return self._workers[worker_id].has_prompts
+
     def place(self, request: Progress) -> None:
         """Note a request on the workers of its placement."""
         for worker_id in _worker_ids(request):

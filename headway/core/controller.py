@@ -27,6 +27,8 @@ from headway.core.events import (
     PrefillComputed,
     RelayTokens,
     RequestArrived,
+    RoleAsked,
+    RoleTaken,
     SendAdmission,
     SendRefusal,
     StartDecode,
@@ -48,6 +50,7 @@ from headway.core.planner.interface import (
 )
 from headway.core.progress import Progress
 from headway.core.request import RequestSpec, RequestState
+from headway.core.roles import Roles
 
 
 class Controller:
@@ -64,6 +67,7 @@ class Controller:
         self._requests: dict[str, Progress] = {}
         self._best_effort_queue: dict[str, Progress] = {}
         self._deadlines = Deadlines()
+        self._roles = Roles()
         self._num_plans = 0
         self._room_changed = False
 
@@ -73,6 +77,7 @@ class Controller:
         if self._room_changed:
             self._room_changed = False
             effects += self._place_queued(now_s)
+        effects += self._roles.ended(self._cluster)
         return effects
 
     @property
@@ -92,7 +97,7 @@ class Controller:
     def has_request(self, request_id: str) -> bool:
         return request_id in self._requests
 
-    def _effects(self, event: Event, now_s: float) -> list[Effect]:  # noqa: C901, PLR0911 - one line per event
+    def _effects(self, event: Event, now_s: float) -> list[Effect]:  # noqa: C901, PLR0911, PLR0912 - one line per event
         match event:
             case TokensProduced():
                 return self._tokens_produced(event, now_s)
@@ -116,6 +121,10 @@ class Controller:
                 return self._joined(spec, now_s)
             case WorkerLost(worker_id, incarnation):
                 return self._lost(worker_id, incarnation, now_s)
+            case RoleAsked():
+                return self._role_asked(event)
+            case RoleTaken():
+                return self._role_taken(event)
             case _:
                 assert_never(event)
 
@@ -132,9 +141,23 @@ class Controller:
             self._room_changed = True
         return []
 
+    def _role_asked(self, event: RoleAsked) -> list[Effect]:
+        if self._cluster.incarnation(event.worker_id) is None:
+            return []
+        wants = event.prefills_locally
+        return [*self._roles.ask(self._cluster, event.worker_id, prefills_locally=wants)]
+
+    def _role_taken(self, event: RoleTaken) -> list[Effect]:
+        if self._cluster.incarnation(event.worker_id) == event.incarnation:
+            takes = event.prefills_locally
+            self._roles.taken(self._cluster, event.worker_id, prefills_locally=takes)
+            self._room_changed = True
+        return []
+
     def _lost(self, worker_id: str, incarnation: str, now_s: float) -> list[Effect]:
         if self._cluster.incarnation(worker_id) != incarnation:
             return []
+        self._roles.forget(worker_id)
         effects: list[Effect] = []
         message = f"the connection to worker {worker_id} ended"
         for request_id in self._cluster.lose(worker_id):

@@ -45,6 +45,23 @@ class KvUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class RoleAsked:
+    """Somebody wants this decode worker to compute prompts itself, or to end doing so."""
+
+    worker_id: str
+    prefills_locally: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RoleTaken:
+    """The worker does what it was told by SetRole."""
+
+    worker_id: str
+    incarnation: str
+    prefills_locally: bool
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerJoined:
     spec: WorkerSpec
 
@@ -143,6 +160,8 @@ Event = (
     | DecodeCompleted
     | AttemptFailed
     | TimePassed
+    | RoleAsked
+    | RoleTaken
 )
 
 # Effects.
@@ -270,6 +289,14 @@ class AbortOnWorkers:
 
 
 @dataclass(frozen=True, slots=True)
+class SetRole:
+    """Tell a decode worker whether it may compute prompts itself."""
+
+    worker_id: str
+    prefills_locally: bool
+
+
+@dataclass(frozen=True, slots=True)
 class WakeAt:
     """Send TimePassed at this instant; an earlier WakeAt not yet come is replaced."""
 
@@ -284,5 +311,6 @@ Effect = (
     | RelayTokens
     | SendFinished
     | AbortOnWorkers
+    | SetRole
     | WakeAt
 )

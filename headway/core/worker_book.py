@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -55,6 +55,16 @@ class WorkerBook:
     def report(self, load: WorkerLoad) -> None:
         self.load = load
         self._snapshot = None
+
+    def set_prefills_locally(self, prefills_locally: bool) -> None:
+        """Note whether prompts may be placed on this decode worker."""
+        self.spec = replace(self.spec, prefills_locally=prefills_locally)
+        self._snapshot = None
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether a prompt that is not computed yet was given to this worker."""
+        return bool((self.snapshot().requests["phase"] == PREFILL).any())
 
     def give(self, request: Progress) -> None:
         """Note a request placed on this worker."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -18,6 +18,7 @@ from headway.core.events import (
     FailureReason,
     KvUsage,
     PrefillComputed,
+    SetRole,
     StartDecode,
     StartPrefill,
     TokensProduced,
@@ -51,11 +52,13 @@ class Connection:
 
     Attributes:
         successor: done when the worker has connected anew, with what it said then.
+        roles: what it is to be told, see SetRole.
     """
 
     spec: WorkerSpec
     channel: grpc.aio.Channel
     successor: asyncio.Future[WorkerSpec]
+    roles: asyncio.Queue[bool] = field(default_factory=asyncio.Queue)
 
 
 class WorkerCalls:
@@ -88,6 +91,10 @@ class WorkerCalls:
             del self._newest[connection.spec.worker_id]
         self._connections.discard(connection)
         await connection.channel.close()
+
+    def set_role(self, effect: SetRole) -> None:
+        if (connection := self._newest.get(effect.worker_id)) is not None:
+            connection.roles.put_nowait(effect.prefills_locally)
 
     def start_decode(self, effect: StartDecode, parent: str) -> None:
         self._start(effect.request.request_id, self._decode(effect, parent))

@@ -171,7 +171,9 @@ class _Duty:
         self._server = server
         self._slots = slots
         self._telemetry = telemetry
-        self._link = ControlLink(spec, config.controller.listen, self._report, self._drain)
+        self._link = ControlLink(
+            spec, config.controller.listen, self._report, self._drain, slots.set_prefills
+        )
 
     async def run(self) -> None:
         """Serve until told to end, and drain.

@@ -32,6 +32,10 @@ class Slots:
     def draining(self) -> bool:
         return self._draining
 
+    def set_prefills(self, prefills: bool) -> None:
+        """Say whether prompts may be computed here from now on."""
+        self.prefills = prefills
+
     def drain(self) -> None:
         """Take nothing new from now on."""
         self._draining = True

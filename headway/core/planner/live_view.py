@@ -90,4 +90,5 @@ class LiveView:
 
 
 def _key(worker: WorkerSnapshot) -> str:
-    return f"{worker.spec.worker_id} {worker.spec.incarnation}"
+    # One that begins or ends to prefill is looked at in another way.
+    return f"{worker.spec.worker_id} {worker.spec.incarnation} {worker.spec.prefills}"

@@ -247,11 +247,12 @@ def longest_step_s(worker: WorkerSnapshot, new: RequestSpec) -> float:
     their tokens attends to all of the longest prompt.
     """
     max_tokens = new.sampling.max_tokens
-    if not worker.spec.prefills_locally:
+    num_waiting = int((worker.requests["phase"] == PREFILL).sum())
+    if not worker.spec.prefills_locally and num_waiting == 0:
         return decode_step_s(worker, new.num_prompt_tokens, max_tokens)
     room, records = _step_room(worker, new), worker.requests
     longest_prompt = max(int(records["num_prompt_tokens"].max(initial=0)), new.num_prompt_tokens)
-    num_prompts = 1 + int((records["phase"] == PREFILL).sum())
+    num_prompts = 1 + num_waiting
     attention = room.num_tokens * longest_prompt
     return (
         room.step_s(room.num_tokens)

@@ -25,6 +25,7 @@ from headway.core.events import (
     SendAdmission,
     SendFinished,
     SendRefusal,
+    SetRole,
     StartDecode,
     StartPrefill,
     TimePassed,
@@ -448,7 +449,7 @@ def _request_id(effect: Effect) -> str | None:
     match effect:
         case SendAdmission(request=spec) | StartDecode(request=spec) | StartPrefill(request=spec):
             return spec.request_id
-        case WakeAt():
+        case WakeAt() | SetRole():
             return None
         case _:
             return effect.request_id

@@ -21,8 +21,11 @@ from headway.core.events import (
     PrefillComputed,
     RelayTokens,
     RequestArrived,
+    RoleAsked,
+    RoleTaken,
     SendAdmission,
     SendFinished,
+    SetRole,
     StartDecode,
     StartPrefill,
     TimePassed,
@@ -183,3 +186,72 @@ def test_with_a_prefill_worker_beside_it_only_what_moves_is_sent_there() -> None
     effects = run(made, SPEC, [RESERVED])
     assert not any(isinstance(effect, StartPrefill) for effect in effects)
     assert len(made.workers[1].requests) == 0
+
+
+# Roles that change while requests are served.
+
+
+def separate_controller() -> Controller:
+    made = Controller(build_policies(PlannerParams(1.0, 100, {})).admission, max_requests=100)
+    made.handle(WorkerJoined(worker_spec(WorkerRole.PREFILL)), 0.0)
+    made.handle(WorkerJoined(worker_spec(WorkerRole.DECODE)), 0.0)
+    return made
+
+
+def is_placed_locally(made: Controller, name: str, at_s: float) -> bool:
+    asked = request(name, max_tokens=4, slo=slo(tpot_s=0.2))
+    effects = made.handle(RequestArrived(asked, at_s), at_s)
+    (decode,) = [effect for effect in effects if isinstance(effect, StartDecode)]
+    return decode.local_prefill
+
+
+def test_a_worker_gets_prompts_once_it_says_that_it_takes_them() -> None:
+    made = separate_controller()
+    assert made.handle(RoleAsked("decode-0", True), 0.0) == [SetRole("decode-0", True)]
+    assert not is_placed_locally(made, "a", 0.1)
+    assert made.handle(RoleTaken("decode-0", "an earlier start", True), 0.2) == []
+    assert not is_placed_locally(made, "b", 0.2)
+    made.handle(RoleTaken("decode-0", "first", True), 0.3)
+    assert is_placed_locally(made, "c", 0.3)
+
+
+def test_a_worker_that_is_to_end_is_told_when_its_prompts_are_computed() -> None:
+    made = controller()
+    made.handle(WorkerJoined(worker_spec(WorkerRole.PREFILL)), 0.0)
+    assert is_placed_locally(made, "r", 0.0)
+    assert made.handle(RoleAsked("decode-0", False), 0.1) == []
+    assert not is_placed_locally(made, "moves", 0.1)
+    assert made.handle(RESERVED, 0.2) == made.handle(COMPUTED, 0.3) == []
+    assert made.handle(tokens(0), 0.3)[-1] == SetRole("decode-0", False)
+    made.handle(RoleTaken("decode-0", "first", False), 0.4)
+    assert not is_placed_locally(made, "later", 0.5)
+    assert made.handle(COMPLETED, 0.6)[-1].state is RequestState.SUCCEEDED  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "end", [CancelRequested("r", CancelCause.ASKED), TimePassed()], ids=["cancelled", "too late"]
+)
+def test_a_prompt_that_is_given_up_holds_nobody_up(end: Event) -> None:
+    made = controller()
+    assert is_placed_locally(made, "r", 0.0)
+    made.handle(RoleAsked("decode-0", False), 0.1)
+    assert made.handle(end, 60.0)[-1] == SetRole("decode-0", False)
+
+
+def test_the_last_word_on_a_role_counts() -> None:
+    made = separate_controller()
+    made.handle(RoleAsked("decode-0", True), 0.0)
+    assert made.handle(RoleAsked("decode-0", False), 0.0) == [SetRole("decode-0", False)]
+    # It takes one role after the other, and the first is no longer wanted.
+    made.handle(RoleTaken("decode-0", "first", True), 0.1)
+    assert not is_placed_locally(made, "a", 0.1)
+    made.handle(RoleTaken("decode-0", "first", False), 0.2)
+    assert not is_placed_locally(made, "b", 0.2)
+
+
+def test_a_worker_that_comes_back_says_itself_what_it_does() -> None:
+    made = separate_controller()
+    made.handle(RoleAsked("decode-0", False), 0.0)
+    made.handle(WorkerJoined(BOTH), 0.1)
+    assert is_placed_locally(made, "a", 0.2)
+    assert made.handle(RoleAsked("nobody", True), 0.3) == []
