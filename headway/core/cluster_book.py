@@ -76,9 +76,14 @@ class ClusterBook:
                 book.drop(request.spec.request_id, now_s)
 
     def prefilling_workers_of(self, request: Progress) -> list[WorkerSnapshot]:
-        """Those of its workers on which prompts are computed, as they are now."""
+        """Those of its workers that compute prompts and take steps for it, as they are now."""
+        request_id = request.spec.request_id
         books = [self._workers.get(worker_id) for worker_id in _worker_ids(request)]
-        return [book.snapshot() for book in books if book is not None and book.spec.prefills]
+        return [
+            book.snapshot()
+            for book in books
+            if book is not None and book.spec.prefills and book.works_on(request_id)
+        ]
 
     def workers(self) -> list[WorkerSnapshot]:
         """All workers, draining ones too, sorted by id."""

@@ -285,7 +285,7 @@ class Controller:
             message = f"tokens [{event.first_index}, {end}) came after {num_before} of {max_tokens}"
             return self._fail(progress, FailureReason.TOKEN_ORDER, message, now_s)
         if event.token_ids:
-            if progress.num_output_tokens == 0:
+            if progress.num_output_tokens == 0 and not progress.prefills_locally:
                 self._observe(progress, now_s)
             progress.count_tokens(event.token_ids, now_s)
             self._cluster.decoded(progress)

@@ -42,6 +42,8 @@ class Roles:
 
     def ended(self, cluster: ClusterBook) -> list[SetRole]:
         """Tell those that were to end and have no more prompts."""
+        if not self._ending:
+            return []
         ended = sorted(worker for worker in self._ending if not cluster.has_prompts(worker))
         self._ending.difference_update(ended)
         return [SetRole(worker_id, prefills_locally=False) for worker_id in ended]

@@ -132,6 +132,10 @@ class WorkerBook:
         self._with_new_tokens.pop(request_id, None)
         self._snapshot = None
 
+    def works_on(self, request_id: str) -> bool:
+        """Whether steps are taken here for a request: not if only its pages are left to send."""
+        return request_id in self._table and self._table[request_id]["phase"] != LEAVING
+
     def request_ids(self) -> list[str]:
         """Requests that need this worker still; a prefill worker is needed until all is sent."""
         return list(self._table.ids)
