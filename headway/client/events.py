@@ -143,13 +143,18 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class WorkerCapacity:
-    """One worker as the controller sees it; `backlog_s` is 0 where nothing is prefilled."""
+    """One worker as the controller sees it; `backlog_s` is 0 where nothing is prefilled.
+
+    Attributes:
+        prefills_locally: of a decode worker, whether prompts may be placed there.
+    """
 
     worker_id: str
     role: WorkerRole
     num_kv_blocks: int
     load: WorkerLoad
     backlog_s: float
+    prefills_locally: bool
 
 
 @dataclass(frozen=True, slots=True)
