@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headway.core.batch_state import PREFILL
 from headway.core.events import (
     RequestArrived,
 )
@@ -89,15 +90,17 @@ def test_prompts_go_to_the_prefill_worker_when_the_decode_worker_is_full_of_them
 
 
 def test_a_prompt_is_not_taken_to_have_had_the_time_of_one_that_ended() -> None:
+    """The second one goes first, and has left before anybody asks again."""
     world = World(1, 1, 5000)
-    for at_s, name, num_tokens in ((0.0, "a", 6000), (0.001, "b", 6000), (0.25, "c", 10)):
+    arrivals = ((0.0, "a", 6000, 2.0), (0.001, "b", 6000, 1.0), (0.25, "c", 10, 2.0))
+    for at_s, name, num_tokens, ttft_s in arrivals:
         world.run_until(at_s)
-        asked = request(name, num_prompt_tokens=num_tokens, max_tokens=3, slo=slo(2.0, 0.1))
+        asked = request(name, num_prompt_tokens=num_tokens, max_tokens=3, slo=slo(ttft_s, 0.1))
         world.post(RequestArrived(asked, at_s))
     policy = world.controller._policy
     assert isinstance(policy, PlannedAdmission)
     (picture, _) = policy._live._pictures.values()
-    (row,) = (picture.requests["num_prompt_tokens"] == 6000).nonzero()[0]
-    truth = world.engines["prefill-0"].batch.requests["b"]["num_computed_tokens"]
+    (seen,) = picture.requests[picture.requests["phase"] == PREFILL]
+    truth = world.engines["prefill-0"].batch.requests["a"]["num_computed_tokens"]
     assert 0 < truth < 2000
-    assert picture.requests["num_computed_tokens"][row] == truth
+    assert seen["num_computed_tokens"] == truth
