@@ -124,7 +124,7 @@ class ControllerConfig(_Section):
 class PoolConfig(_Section):
     """All workers of one role on this machine. `cores[i]` pins worker i; unset pins none."""
 
-    replicas: Count = 1
+    replicas: Annotated[int, Field(ge=0)] = 1
     host: str = "127.0.0.1"
     cores: tuple[tuple[int, ...], ...] = ()
     gpus: tuple[tuple[int, ...], ...] = ()
@@ -135,6 +135,13 @@ class PoolConfig(_Section):
             if getattr(self, name) and len(getattr(self, name)) != self.replicas:
                 raise ValueError(f"{name} needs one entry per replica ({self.replicas})")
         return self
+
+
+class DecodePoolConfig(PoolConfig):
+    """The decode workers. Where `prefills` is set, they may also compute prompts themselves."""
+
+    replicas: Count = 1
+    prefills: bool = False
 
 
 class TelemetryConfig(_Section):
@@ -155,8 +162,14 @@ class Config(_Section):
     engine: EngineConfig
     controller: ControllerConfig
     prefill: PoolConfig = PoolConfig()
-    decode: PoolConfig = PoolConfig()
+    decode: DecodePoolConfig = DecodePoolConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+
+    @model_validator(mode="after")
+    def _somebody_prefills(self) -> Self:
+        if self.prefill.replicas == 0 and not self.decode.prefills:
+            raise ValueError("prefill.replicas may be 0 only if decode.prefills is set")
+        return self
 
 
 class StepTimeConfig(_Section):

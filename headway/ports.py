@@ -126,21 +126,24 @@ class DecodeJob:
     """A request to continue from pages that arrive under `target.transfer_id`.
 
     Attributes:
+        target: None: no pages come, and the engine computes the prompt itself.
         priority: lower goes first: 0 guaranteed, 1 best effort.
         kv_timeout_s: the pages must be complete within this time.
         promise: its TTFT counts from submission; None when best effort.
         step_cap_s: as of PrefillJob.
+        prefill_due_s: of a prompt computed here, as `due_s` of PrefillJob.
     """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: Sampling
-    target: KvTarget
+    target: KvTarget | None
     priority: int
     kv_timeout_s: float
     promise: Promise | None = None
     step_cap_s: float | None = None
     traceparent: str = ""
+    prefill_due_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +156,17 @@ class EngineTokens:
 
 @dataclass(frozen=True, slots=True)
 class EngineFinished:
-    """Last item of a decode. `num_prompt_tokens_recomputed` is 1 when all KV was sent."""
+    """Last item of a decode.
+
+    `num_prompt_tokens_recomputed` is 1 when all KV was sent, 0 when none was to be.
+    """
 
     finish_reason: FinishReason
     num_prompt_tokens_recomputed: int
     kv_transfer: KvTransferRecord | None
+
+
+DecodeItem = PrefillResult | EngineTokens | EngineFinished
 
 
 class Engine(Protocol):
@@ -182,8 +191,10 @@ class Engine(Protocol):
         """A fresh target for one transfer into this engine. Decode workers only."""
         ...
 
-    def decode(self, job: DecodeJob) -> AsyncGenerator[EngineTokens | EngineFinished]:
+    def decode(self, job: DecodeJob) -> AsyncGenerator[DecodeItem]:
         """Yield tokens, the first output token included, then exactly one EngineFinished.
+
+        Before the tokens of a prompt that is computed here comes its PrefillResult.
 
         Raises:
             KvTransferFailed: the pages did not arrive whole, or not in time.

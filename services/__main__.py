@@ -1,7 +1,8 @@
 """Runs a whole deployment on this machine: `python -m services --config FILE`.
 
-Prints one line `ready HOST:PORT` when all workers have registered, and ends with all that it
-started: on Ctrl-C or SIGTERM in good order, and if it is killed at once.
+Prints one line `ready HOST:PORT` when all workers have registered and, where prompts are computed
+on prefill workers only, the KV of a first request has moved. Ends with all that it started: on
+Ctrl-C or SIGTERM in good order, and if it is killed at once.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class Stack:
 
     def __init__(self, config: Config, path: Path) -> None:
         self._address = config.controller.listen
+        self._must_move_kv = not config.decode.prefills
         self._controller = _start("controller", "controller", path)
         self._workers = [
             _start(f"{role}-{replica}", role, path, "--replica", str(replica))
@@ -101,7 +103,7 @@ class Stack:
             await asyncio.wait((stopped, serving, *deaths), return_when=asyncio.FIRST_COMPLETED)
             ended = [death.result() for death in deaths if death.done()]
             if serving.done():
-                serving.result()
+                ended.append(str(serving.exception()))
         finally:
             for task in (stopped, serving, *deaths):
                 task.cancel()
@@ -111,7 +113,11 @@ class Stack:
         return 1 if ended else 0
 
     async def _serve(self) -> None:
-        """Say that all is ready, once it is; ends only by being cancelled."""
+        """Say that all is ready, once it is.
+
+        Raises:
+            HeadwayError: it does not work as it should. Otherwise this ends by being cancelled.
+        """
         said = ""
         while missing := await self._missing():
             waiting_for = ", ".join(missing)
@@ -119,8 +125,17 @@ class Stack:
                 _say(f"waiting for {waiting_for}")
                 said = waiting_for
             await asyncio.sleep(_POLL_S)
+        if self._must_move_kv:
+            await self._check_split()
         print(f"ready {self._address}", flush=True)
         await asyncio.Event().wait()
+
+    async def _check_split(self) -> None:
+        from headway.client import AsyncClient  # noqa: PLC0415
+        from services.split_check import check_split  # noqa: PLC0415
+
+        async with AsyncClient(self._address) as client:
+            await check_split(client)
 
     async def _missing(self) -> list[str]:
         """The processes that do not serve yet, in the order of their names."""

@@ -48,6 +48,7 @@ def stack_config(
     costs: Mapping[str, float] | None = None,
     engine: Mapping[str, int] | None = None,
     controller: Mapping[str, Any] | None = None,
+    decode_prefills: bool = False,
 ) -> Config:
     """A deployment on free ports whose engines take what `costs` say (see PerfModel)."""
     profile = folder / "profile.toml"
@@ -62,6 +63,7 @@ def stack_config(
                 "tiers": TIERS,
                 **(controller or {}),
             },
+            "decode": {"prefills": decode_prefills},
         }
     )
 
@@ -147,14 +149,16 @@ async def running_stack(
                 worker_id = f"{role.value.lower()}-{replica}"
                 started = await cleanup.enter_async_context(worker(config, role, NullTelemetry()))
                 stack.workers[worker_id] = started
-                link = asyncio.create_task(_link(stack, worker_id, role, started))
+                link = asyncio.create_task(_link(stack, worker_id, role, started, config))
                 stack.links[worker_id] = link
                 cleanup.callback(link.cancel)
         await stack.wait_workers(num_prefill + num_decode)
         yield stack
 
 
-async def _link(stack: Stack, worker_id: str, role: WorkerRole, started: WorkerUnderTest) -> None:
+async def _link(
+    stack: Stack, worker_id: str, role: WorkerRole, started: WorkerUnderTest, config: Config
+) -> None:
     info = started.engine.info
     spec = WorkerSpec(
         worker_id=worker_id,
@@ -170,6 +174,7 @@ async def _link(stack: Stack, worker_id: str, role: WorkerRole, started: WorkerU
         kv_bytes_per_token=info.kv_bytes_per_token,
         perf_model=info.perf_model,
         forms_steps_by_deadline=info.forms_steps_by_deadline,
+        prefills_locally=role is WorkerRole.DECODE and config.decode.prefills,
     )
     load = await started.load()
 
@@ -181,7 +186,13 @@ async def _link(stack: Stack, worker_id: str, role: WorkerRole, started: WorkerU
 
     refreshing = asyncio.create_task(refresh())
     try:
-        await ControlLink(spec, stack.address, lambda: _report(load), _take_nothing_new).run()
+        await ControlLink(
+            spec,
+            stack.address,
+            lambda: _report(load),
+            _take_nothing_new,
+            started.slots.set_prefills,
+        ).run()
     finally:
         refreshing.cancel()
 

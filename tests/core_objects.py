@@ -37,6 +37,7 @@ def worker_spec(
     perf_model: PerfModel = PERF_MODEL,
     incarnation: str = "first",
     forms_steps_by_deadline: bool = False,
+    prefills_locally: bool = False,
 ) -> WorkerSpec:
     return WorkerSpec(
         worker_id=f"{role.value.lower()}-{replica}",
@@ -52,6 +53,7 @@ def worker_spec(
         kv_bytes_per_token=64,
         perf_model=perf_model,
         forms_steps_by_deadline=forms_steps_by_deadline,
+        prefills_locally=prefills_locally,
     )
 
 

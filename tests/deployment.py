@@ -16,15 +16,18 @@ def free_port() -> int:
         return int(bound.getsockname()[1])
 
 
-def write_deployment(folder: Path, address: str, more: str, *, step_s: float) -> Path:
+def write_deployment(
+    folder: Path, address: str, more: str, *, step_s: float, token_s: float = 0.0
+) -> Path:
     """Write a config and its profile; returns the config's path.
 
     Args:
         address: the controller's.
         more: follows it, so that it may start with keys of `[controller]`.
         step_s: what every step of an engine takes.
+        token_s: that each token in it makes it take at least.
     """
-    profile = write_profile(folder / "profile.toml", step_s=step_s)
+    profile = write_profile(folder / "profile.toml", step_s=step_s, token_s=token_s)
     path = folder / "deployment.toml"
     path.write_text(
         f"""

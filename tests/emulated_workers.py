@@ -110,7 +110,8 @@ async def worker(
 ) -> AsyncIterator[WorkerUnderTest]:
     assert isinstance(config.engine, EmulatedConfig)
     engine = await open_emulated_engine(config, config.engine, role, "127.0.0.1")
-    slots = Slots(engine.info.max_num_running)
+    prefills = role is WorkerRole.PREFILL or config.decode.prefills
+    slots = Slots(engine.info.max_num_running, prefills=prefills)
     server = Server(())
     match role:
         case WorkerRole.PREFILL:

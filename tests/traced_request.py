@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from headway.cli.stack import running_stack
 from headway.client import AsyncClient, Finished
 from headway.config import load_config
 from tests.deployment import free_port, write_deployment
+from tests.otlp_receiver import ReceivedSpan
 
 # What every request's trace looks like: a SERVER span under each CLIENT span, the stages a
 # request passes under the process that ran them, and the transfer under the worker that sent.
@@ -78,3 +79,9 @@ async def run_traced_request(config_path: Path, log_path: Path) -> Finished:
     finished = events[-1]
     assert isinstance(finished, Finished)
     return finished
+
+
+def of_clients(spans: Sequence[ReceivedSpan]) -> list[ReceivedSpan]:
+    """Those of traces that a client began; a stack's own first request begins at its controller."""
+    begun = {span.trace_id for span in spans if span.kind == "CLIENT" and not span.parent_id}
+    return [span for span in spans if span.trace_id in begun]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import grpc
 
@@ -31,6 +32,7 @@ class ControlLink:
     Args:
         read_load: the newest load, for the next report.
         on_drain: awaited when the controller says that the worker must take nothing new.
+        on_set_role: called when it says whether this decode worker may compute prompts itself.
     """
 
     def __init__(
@@ -39,11 +41,14 @@ class ControlLink:
         controller_address: str,
         read_load: Callable[[], WorkerLoad],
         on_drain: Callable[[], Awaitable[None]],
+        on_set_role: Callable[[bool], None],
     ) -> None:
         self._spec = spec
         self._controller_address = controller_address
         self._read_load = read_load
         self._on_drain = on_drain
+        self._on_set_role = on_set_role
+        self._is_role_new = False
         self._report_due = asyncio.Event()
         self._backoff_s = _FIRST_BACKOFF_S
         self._last_problem = ""
@@ -94,6 +99,8 @@ class ControlLink:
                         self._backoff_s = _FIRST_BACKOFF_S
                         self._last_problem = ""
                         _log.info("registered as %s", self._spec.worker_id)
+                    case "set_role":
+                        self._set_role(response.set_role.prefills_locally)
                     case "drain":
                         self._drained = True
                         await self._on_drain()
@@ -103,10 +110,21 @@ class ControlLink:
                 await asyncio.gather(reporting, return_exceptions=True)
         raise Unavailable("the controller closed the connection")
 
+    def _set_role(self, prefills_locally: bool) -> None:
+        self._on_set_role(prefills_locally)
+        # It is what a worker that must connect anew registers with.
+        self._spec = replace(self._spec, prefills_locally=prefills_locally)
+        self._is_role_new = True
+        self.report_now()
+
     async def _report(self, call: _Call, interval_s: float) -> None:
         """Ends when the call does; why it did is what the reading side learns."""
         while True:
             self._report_due.clear()
+            if self._is_role_new:
+                self._is_role_new = False
+                taken = pb.RoleTaken(prefills_locally=self._spec.prefills_locally)
+                await call.write(pb.ConnectRequest(role_taken=taken))
             await call.write(pb.ConnectRequest(report=load_to_pb(self._read_load())))
             try:
                 await asyncio.wait_for(self._report_due.wait(), interval_s)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from headway.core.cluster import ResourceCounters, WorkerRole
 from headway.core.request import FinishReason, Sampling
 from headway.errors import EngineFailed, KvTransferFailed
 from headway.ports import (
+    DecodeItem,
     DecodeJob,
     EngineFinished,
     EngineInfo,
@@ -67,6 +68,9 @@ async def open_vllm_engine(
     try:
         facts = await llm.engine_core.call_utility_async("headway_describe")
         ratio = await measure_speed(llm, engine_config, role, profile)
+        if role is WorkerRole.DECODE and config.decode.prefills:
+            other = await measure_speed(llm, engine_config, WorkerRole.PREFILL, profile)
+            ratio = max(ratio, other)
     except BaseException:
         llm.shutdown(timeout=_CLOSE_TIMEOUT_S)
         raise
@@ -112,16 +116,11 @@ class VllmEngine:
                 "traceparent": job.traceparent,
             }
         )
-        async with self._outputs(job, params, self._prefill_priority(job)) as outputs:
+        async with self._outputs(job, params, self._prompt_priority(job.due_s)) as outputs:
             output = await anext(outputs)
         if output.outputs[0].finish_reason not in _FINISH_REASONS:
             raise EngineFailed(f"vLLM ended the prompt: {output.outputs[0].finish_reason}")
-        stats = output.metrics
-        return PrefillResult(
-            queued_s=stats.scheduled_ts - stats.queued_ts,
-            computed_s=stats.first_token_ts - stats.scheduled_ts,
-            num_cached_tokens=output.num_cached_tokens or 0,
-        )
+        return _prefill_result(output)
 
     def mint_target(self, request_id: str) -> KvTarget:
         """See `ports.Engine`."""
@@ -129,8 +128,13 @@ class VllmEngine:
         transfer_id, ticket = self._mint.mint(request_id)
         return KvTarget(self._receiver_address, transfer_id, ticket)
 
-    async def decode(self, job: DecodeJob) -> AsyncGenerator[EngineTokens | EngineFinished]:
+    async def decode(self, job: DecodeJob) -> AsyncGenerator[DecodeItem]:
         """See `ports.Engine`."""
+        if job.target is None:
+            async with aclosing(self._decode_here(job)) as items:
+                async for item in items:
+                    yield item
+            return
         transfer_id = job.target.transfer_id
         # The engine's process reads the same monotonic clock.
         expires_at_s = time.monotonic() + job.kv_timeout_s
@@ -139,9 +143,10 @@ class VllmEngine:
             {"headway": "receive", "transfer_id": transfer_id, "expires_at_s": expires_at_s},
         )
         finish_reason: str | None = None
-        watch = asyncio.create_task(self._abort_if_without_blocks(job))
+        watch = asyncio.create_task(self._abort_if_without_blocks(job, transfer_id))
+        priority = job.priority * _BEST_EFFORT_PRIORITY
         try:
-            async with self._outputs(job, params, job.priority) as outputs:
+            async with self._outputs(job, params, priority) as outputs:
                 async for output in outputs:
                     watch.cancel()
                     completion = output.outputs[0]
@@ -162,6 +167,24 @@ class VllmEngine:
             num_prompt_tokens_recomputed=claim["num_prompt_tokens_computed"],
             kv_transfer=KvTransferRecord(**claim["record"]) if claim["record"] else None,
         )
+
+    async def _decode_here(self, job: DecodeJob) -> AsyncGenerator[DecodeItem]:
+        """Compute the prompt too: without transfer parameters vLLM does so by itself."""
+        params = _output_params(job.sampling, None)
+        finish_reason: str | None = None
+        is_first = True
+        async with self._outputs(job, params, self._prompt_priority(job.prefill_due_s)) as outputs:
+            async for output in outputs:
+                if is_first:
+                    is_first = False
+                    yield _prefill_result(output)
+                completion = output.outputs[0]
+                finish_reason = completion.finish_reason
+                if completion.token_ids or completion.text:
+                    yield EngineTokens(tuple(completion.token_ids), completion.text)
+        if finish_reason not in _FINISH_REASONS:
+            raise EngineFailed(f"vLLM ended the request: {finish_reason}")
+        yield EngineFinished(_FINISH_REASONS[finish_reason], 0, None)
 
     async def load(self) -> EngineLoad:
         """What the engine holds now; waits for the step under way.
@@ -191,14 +214,14 @@ class VllmEngine:
         # It has nothing to save, and would take seconds to take itself apart.
         self._llm.shutdown(timeout=_CLOSE_TIMEOUT_S)
 
-    def _prefill_priority(self, job: PrefillJob) -> int:
+    def _prompt_priority(self, due_s: float | None) -> int:
         """Earliest deadline first: vLLM starts prompts with lower numbers first.
 
         Those that it has started are not overtaken.
         """
-        if job.due_s is None:
+        if due_s is None:
             return _BEST_EFFORT_PRIORITY
-        return round((time.monotonic() - self._started_at_s + job.due_s) * 1e3)
+        return round((time.monotonic() - self._started_at_s + due_s) * 1e3)
 
     @asynccontextmanager
     async def _outputs(
@@ -229,11 +252,11 @@ class VllmEngine:
             # vLLM aborts by itself only a request whose submission it had completed.
             await self._llm.abort(job.request_id)
 
-    async def _abort_if_without_blocks(self, job: DecodeJob) -> None:
+    async def _abort_if_without_blocks(self, job: DecodeJob, transfer_id: str) -> None:
         """The receiver watches over a transfer only from when the request has its blocks."""
         await asyncio.sleep(job.kv_timeout_s)
         with suppress(EngineFailed):
-            if await self._ask("headway_waits_for_blocks", job.target.transfer_id):
+            if await self._ask("headway_waits_for_blocks", transfer_id):
                 await self._llm.abort(job.request_id)
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
@@ -258,6 +281,15 @@ class VllmEngine:
             call.cancel()
 
 
+def _prefill_result(output: RequestOutput) -> PrefillResult:
+    stats: Any = output.metrics
+    return PrefillResult(
+        queued_s=stats.scheduled_ts - stats.queued_ts,
+        computed_s=stats.first_token_ts - stats.scheduled_ts,
+        num_cached_tokens=output.num_cached_tokens or 0,
+    )
+
+
 def _greedy_first_token(kv_transfer_params: dict[str, Any]) -> SamplingParams:
     from vllm import SamplingParams  # noqa: PLC0415
     from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
@@ -271,7 +303,7 @@ def _greedy_first_token(kv_transfer_params: dict[str, Any]) -> SamplingParams:
     )
 
 
-def _output_params(sampling: Sampling, kv_transfer_params: dict[str, Any]) -> SamplingParams:
+def _output_params(sampling: Sampling, kv_transfer_params: dict[str, Any] | None) -> SamplingParams:
     from vllm import SamplingParams  # noqa: PLC0415
     from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
 
@@ -284,5 +316,5 @@ def _output_params(sampling: Sampling, kv_transfer_params: dict[str, Any]) -> Sa
         stop=list(sampling.stop),
         ignore_eos=sampling.ignore_eos,
         output_kind=RequestOutputKind.DELTA,
-        extra_args={"kv_transfer_params": kv_transfer_params},
+        extra_args={"kv_transfer_params": kv_transfer_params} if kv_transfer_params else None,
     )

@@ -249,4 +249,5 @@ def _worker_from_pb(worker: pb.WorkerCapacity) -> WorkerCapacity | None:
         num_kv_blocks=worker.num_kv_blocks,
         load=load_from_pb(worker.load),
         backlog_s=duration_from_pb(worker.backlog),
+        prefills_locally=worker.prefills_locally,
     )

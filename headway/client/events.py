@@ -63,9 +63,9 @@ class Usage:
     """Token counts.
 
     Attributes:
-        num_cached_tokens: prompt tokens the prefill worker found in its prefix cache.
-        num_prompt_tokens_recomputed: prompt tokens the decode engine computed itself; 1 when
-            all KV came from prefill.
+        num_cached_tokens: prompt tokens found in the prefix cache of the worker that prefilled.
+        num_prompt_tokens_recomputed: prompt tokens the decode engine computed itself although
+            another engine had; 1 when all KV came from prefill, 0 when none was to.
     """
 
     num_prompt_tokens: int
@@ -143,13 +143,18 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class WorkerCapacity:
-    """One worker as the controller sees it; `backlog_s` is 0 on decode workers."""
+    """One worker as the controller sees it; `backlog_s` is 0 where nothing is prefilled.
+
+    Attributes:
+        prefills_locally: of a decode worker, whether prompts may be placed there.
+    """
 
     worker_id: str
     role: WorkerRole
     num_kv_blocks: int
     load: WorkerLoad
     backlog_s: float
+    prefills_locally: bool
 
 
 @dataclass(frozen=True, slots=True)

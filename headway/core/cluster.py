@@ -26,6 +26,7 @@ class WorkerSpec:
         forms_steps_by_deadline: its steps are formed by core.batching. Else it computes as much
             of its prompts as fits in each step, those under way first, then by deadline, and
             each of its steps decodes every sequence.
+        prefills_locally: of a decode worker: it also computes prompts itself, for its own decodes.
     """
 
     worker_id: str
@@ -41,6 +42,12 @@ class WorkerSpec:
     kv_bytes_per_token: int
     perf_model: PerfModel
     forms_steps_by_deadline: bool = False
+    prefills_locally: bool = False
+
+    @property
+    def prefills(self) -> bool:
+        """Whether prompts may be computed here, for itself or for others."""
+        return self.role is WorkerRole.PREFILL or self.prefills_locally
 
     def blocks_for(self, num_tokens: int) -> int:
         """KV blocks that hold `num_tokens` tokens of one request."""
@@ -79,13 +86,16 @@ class WorkerSnapshot:
 
     Attributes:
         requests: REQUEST records of all that was given to it and is not ended here, shape (R,).
-            `order` is unique. Of an output all of max_tokens is counted on. On a prefill worker
-            nothing is known of a prompt's progress before it is computed (LEAVING); until then
-            `arrives_at_s` is when it was sent there, infinite before. On a decode worker a
-            request is ARRIVING until its first token came.
+            `order` is unique. Of an output all of max_tokens is counted on. Nothing is known of
+            a prompt's progress where it is computed, before that is done (LEAVING on a prefill
+            worker, DECODE on a decode worker); until then it is PREFILL, and `arrives_at_s` is
+            when it was sent there, infinite before. On a decode worker a request whose pages
+            come from elsewhere is ARRIVING until its first token came.
         last_prefill_ended_at_s: when a prompt last was computed, or given up, here.
         step_cap_s: the longest step that was last asked for, while promised prompts wait.
-        overhead_s: what the way to the first token takes beside engine steps, as measured.
+        overhead_s: what the way to the first token takes beside engine steps, as measured, for
+            prompts computed elsewhere.
+        local_overhead_s: likewise, for prompts computed on this decode worker.
     """
 
     spec: WorkerSpec
@@ -94,6 +104,7 @@ class WorkerSnapshot:
     last_prefill_ended_at_s: float = -math.inf
     step_cap_s: float = math.inf
     overhead_s: float = 0.0
+    local_overhead_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +115,9 @@ class ClusterSnapshot:
     prefill_workers: tuple[WorkerSnapshot, ...]
     decode_workers: tuple[WorkerSnapshot, ...]
     num_best_effort_queued: int
+
+    @property
+    def prefilling_workers(self) -> tuple[WorkerSnapshot, ...]:
+        """All on which prompts may be computed."""
+        local = tuple(worker for worker in self.decode_workers if worker.spec.prefills_locally)
+        return self.prefill_workers + local

@@ -34,8 +34,15 @@ class ClusterBook:
     def report(self, worker_id: str, load: WorkerLoad) -> None:
         self._workers[worker_id].report(load)
 
+    def set_prefills_locally(self, worker_id: str, prefills_locally: bool) -> None:
+        self._workers[worker_id].set_prefills_locally(prefills_locally)
+
+    def has_prompts(self, worker_id: str) -> bool:
+        """Whether a prompt that is not computed yet was given to this worker."""
+        return self._workers[worker_id].has_prompts
+
     def place(self, request: Progress) -> None:
-        """Note a request on both workers of its placement."""
+        """Note a request on the workers of its placement."""
         for worker_id in _worker_ids(request):
             self._workers[worker_id].give(request)
 
@@ -48,23 +55,35 @@ class ClusterBook:
         self._workers[request.placement.decode_worker_id].decoded(request)
 
     def computed(self, request: Progress, now_s: float) -> None:
-        """Note that the prompt is computed; its pages hold their blocks until handed over."""
+        """Note that the prompt is computed; pages that leave hold blocks until handed over."""
         self._prefill_book(request).computed(request.spec.request_id, now_s)
 
     def handed_over(self, request: Progress) -> None:
-        """Note that the pages have arrived, and learn what the way to the first token took."""
+        """Note that the decode has begun, and learn what the way to the first token took."""
         assert request.placement is not None
-        self._prefill_book(request).sent(request.spec.request_id)
+        if not request.prefills_locally:
+            self._prefill_book(request).sent(request.spec.request_id)
         book = self._workers[request.placement.decode_worker_id]
         overhead_s = request.beside_engine_s(decode_step_s(book.snapshot()))
         if overhead_s is not None:
-            book.overhead.add(overhead_s)
+            estimate = book.local_overhead if request.prefills_locally else book.overhead
+            estimate.add(overhead_s)
 
     def drop(self, request: Progress, now_s: float) -> None:
         """Forget a request that ended."""
         for worker_id in _worker_ids(request):
             if (book := self._workers.get(worker_id)) is not None:
                 book.drop(request.spec.request_id, now_s)
+
+    def prefilling_workers_of(self, request: Progress) -> list[WorkerSnapshot]:
+        """Those of its workers that compute prompts and take steps for it, as they are now."""
+        request_id = request.spec.request_id
+        books = [self._workers.get(worker_id) for worker_id in _worker_ids(request)]
+        return [
+            book.snapshot()
+            for book in books
+            if book is not None and book.spec.prefills and book.works_on(request_id)
+        ]
 
     def workers(self) -> list[WorkerSnapshot]:
         """All workers, draining ones too, sorted by id."""
@@ -87,4 +106,7 @@ class ClusterBook:
 def _worker_ids(request: Progress) -> tuple[str, ...]:
     if request.placement is None:
         return ()
-    return (request.placement.prefill_worker_id, request.placement.decode_worker_id)
+    placement = request.placement
+    if placement.is_local:
+        return (placement.decode_worker_id,)
+    return (placement.prefill_worker_id, placement.decode_worker_id)

@@ -2,8 +2,9 @@
 
 One request: StartDecode reserves a place on the decode worker and learns where the pages go;
 StartPrefill computes the prompt and sends them there; then the decode worker's tokens are
-relayed until it is done. Whatever ends the request first ends it for good: it gets one
-SendFinished, its calls are aborted, and later events that name it mean nothing.
+relayed until it is done. Where one worker is chosen for both phases, StartDecode is all it gets:
+the worker computes the prompt and goes on. Whatever ends the request first ends it for good: it
+gets one SendFinished, its calls are aborted, and later events that name it mean nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from headway.core.events import (
     PrefillComputed,
     RelayTokens,
     RequestArrived,
+    RoleAsked,
+    RoleTaken,
     SendAdmission,
     SendRefusal,
     StartDecode,
@@ -47,6 +50,7 @@ from headway.core.planner.interface import (
 )
 from headway.core.progress import Progress
 from headway.core.request import RequestSpec, RequestState
+from headway.core.roles import Roles
 
 
 class Controller:
@@ -63,6 +67,7 @@ class Controller:
         self._requests: dict[str, Progress] = {}
         self._best_effort_queue: dict[str, Progress] = {}
         self._deadlines = Deadlines()
+        self._roles = Roles()
         self._num_plans = 0
         self._room_changed = False
 
@@ -72,6 +77,7 @@ class Controller:
         if self._room_changed:
             self._room_changed = False
             effects += self._place_queued(now_s)
+        effects += self._roles.ended(self._cluster)
         return effects
 
     @property
@@ -91,7 +97,7 @@ class Controller:
     def has_request(self, request_id: str) -> bool:
         return request_id in self._requests
 
-    def _effects(self, event: Event, now_s: float) -> list[Effect]:  # noqa: C901, PLR0911 - one line per event
+    def _effects(self, event: Event, now_s: float) -> list[Effect]:  # noqa: C901, PLR0911, PLR0912 - one line per event
         match event:
             case TokensProduced():
                 return self._tokens_produced(event, now_s)
@@ -115,6 +121,10 @@ class Controller:
                 return self._joined(spec, now_s)
             case WorkerLost(worker_id, incarnation):
                 return self._lost(worker_id, incarnation, now_s)
+            case RoleAsked():
+                return self._role_asked(event)
+            case RoleTaken():
+                return self._role_taken(event)
             case _:
                 assert_never(event)
 
@@ -131,9 +141,23 @@ class Controller:
             self._room_changed = True
         return []
 
+    def _role_asked(self, event: RoleAsked) -> list[Effect]:
+        if self._cluster.incarnation(event.worker_id) is None:
+            return []
+        wants = event.prefills_locally
+        return [*self._roles.ask(self._cluster, event.worker_id, prefills_locally=wants)]
+
+    def _role_taken(self, event: RoleTaken) -> list[Effect]:
+        if self._cluster.incarnation(event.worker_id) == event.incarnation:
+            takes = event.prefills_locally
+            self._roles.taken(self._cluster, event.worker_id, prefills_locally=takes)
+            self._room_changed = True
+        return []
+
     def _lost(self, worker_id: str, incarnation: str, now_s: float) -> list[Effect]:
         if self._cluster.incarnation(worker_id) != incarnation:
             return []
+        self._roles.forget(worker_id)
         effects: list[Effect] = []
         message = f"the connection to worker {worker_id} ended"
         for request_id in self._cluster.lose(worker_id):
@@ -185,6 +209,8 @@ class Controller:
             promise=progress.promise_from(now_s),
             step_cap_s=placement.step_cap_s,
             remaining_s=progress.deadline_at_s - now_s,
+            local_prefill=placement.is_local,
+            prefill_due_s=progress.prefill_due_s(now_s) if placement.is_local else None,
         )
 
     def _place_queued(self, now_s: float) -> list[Effect]:
@@ -217,11 +243,13 @@ class Controller:
             return []
         progress.prefill_sent_at_s = now_s
         self._cluster.prefill_sent(progress, now_s)
+        if progress.prefills_locally:
+            return []
         return [
             StartPrefill(
                 request=progress.spec,
                 worker_id=progress.placement.prefill_worker_id,
-                due_s=progress.prefill_due_at_s - now_s if progress.guaranteed else None,
+                due_s=progress.prefill_due_s(now_s),
                 step_cap_s=progress.placement.step_cap_s,
                 kv_handle=event.kv_handle,
                 remaining_s=progress.deadline_at_s - now_s,
@@ -234,11 +262,12 @@ class Controller:
             return []
         progress.prefill_runs = False
         progress.prefill_result = event
+        self._observe(progress, now_s)
         self._cluster.computed(progress, now_s)
-        if progress.state is RequestState.PREFILLING:
-            progress.move_to(RequestState.TRANSFERRING)
-        else:
+        if progress.state is not RequestState.PREFILLING:
             self._cluster.handed_over(progress)
+        elif not progress.prefills_locally:
+            progress.move_to(RequestState.TRANSFERRING)
         self._room_changed = True
         return []
 
@@ -256,6 +285,8 @@ class Controller:
             message = f"tokens [{event.first_index}, {end}) came after {num_before} of {max_tokens}"
             return self._fail(progress, FailureReason.TOKEN_ORDER, message, now_s)
         if event.token_ids:
+            if progress.num_output_tokens == 0 and not progress.prefills_locally:
+                self._observe(progress, now_s)
             progress.count_tokens(event.token_ids, now_s)
             self._cluster.decoded(progress)
         if progress.state is not RequestState.DECODING:
@@ -263,6 +294,10 @@ class Controller:
             if not progress.prefill_runs:
                 self._cluster.handed_over(progress)
         return [RelayTokens(event.request_id, event.first_index, event.token_ids, event.text)]
+
+    def _observe(self, progress: Progress, now_s: float) -> None:
+        for worker in self._cluster.prefilling_workers_of(progress):
+            self._policy.observe(worker, now_s)
 
     def _completed(self, event: DecodeCompleted, now_s: float) -> list[Effect]:
         progress = self._requests.get(event.request_id)
@@ -328,6 +363,7 @@ class Controller:
         request_id = progress.spec.request_id
         del self._requests[request_id]
         self._best_effort_queue.pop(request_id, None)
+        self._observe(progress, now_s)
         self._cluster.drop(progress, now_s)
         self._deadlines.sweep(self._requests, len(self._requests))
         self._room_changed = True

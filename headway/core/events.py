@@ -45,6 +45,23 @@ class KvUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class RoleAsked:
+    """Somebody wants this decode worker to compute prompts itself, or to end doing so."""
+
+    worker_id: str
+    prefills_locally: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RoleTaken:
+    """The worker does what it was told by SetRole."""
+
+    worker_id: str
+    incarnation: str
+    prefills_locally: bool
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerJoined:
     spec: WorkerSpec
 
@@ -78,7 +95,10 @@ class CancelRequested:
 
 @dataclass(frozen=True, slots=True)
 class DecodeReserved:
-    """The decode worker keeps a place; `kv_handle` tells the prefill worker where to send."""
+    """The decode worker keeps a place; `kv_handle` tells the prefill worker where to send.
+
+    It is empty where no pages will come, because the prompt is computed on the decode worker.
+    """
 
     request_id: str
     kv_handle: bytes
@@ -86,7 +106,10 @@ class DecodeReserved:
 
 @dataclass(frozen=True, slots=True)
 class PrefillComputed:
-    """`queued_s`: submitted to first step; `computed_s`: first step to last."""
+    """`queued_s`: submitted to first step; `computed_s`: first step to last.
+
+    Where the prompt is computed on the decode worker, it comes before the first token.
+    """
 
     request_id: str
     queued_s: float
@@ -137,6 +160,8 @@ Event = (
     | DecodeCompleted
     | AttemptFailed
     | TimePassed
+    | RoleAsked
+    | RoleTaken
 )
 
 # Effects.
@@ -174,6 +199,8 @@ class StartDecode:
         promise: its TTFT counts from now; None when best effort.
         step_cap_s: longest step of this worker from now on, while promised prompts wait;
             None leaves it as it is.
+        local_prefill: the worker computes the prompt itself; no pages will come.
+        prefill_due_s: of such a prompt, as `due_s` of StartPrefill.
     """
 
     request: RequestSpec
@@ -181,6 +208,8 @@ class StartDecode:
     promise: Promise | None
     step_cap_s: float | None
     remaining_s: float
+    local_prefill: bool = False
+    prefill_due_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +289,14 @@ class AbortOnWorkers:
 
 
 @dataclass(frozen=True, slots=True)
+class SetRole:
+    """Tell a decode worker whether it may compute prompts itself."""
+
+    worker_id: str
+    prefills_locally: bool
+
+
+@dataclass(frozen=True, slots=True)
 class WakeAt:
     """Send TimePassed at this instant; an earlier WakeAt not yet come is replaced."""
 
@@ -274,5 +311,6 @@ Effect = (
     | RelayTokens
     | SendFinished
     | AbortOnWorkers
+    | SetRole
     | WakeAt
 )

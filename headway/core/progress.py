@@ -29,6 +29,7 @@ class Progress:
         prefill_due_at_s: the prompt must be computed by then for the promise to hold; infinite
             when best effort, or not placed yet.
         kv_arrives_at_s: when all KV pages are predicted to be on the decode worker.
+        prefill_sent_at_s: when the prompt went to the worker that computes it.
         prefill_runs, decode_runs: whether a worker was asked and has not answered for good.
     """
 
@@ -60,6 +61,15 @@ class Progress:
     def guaranteed(self) -> bool:
         return self.promise is not None
 
+    @property
+    def prefills_locally(self) -> bool:
+        """Whether the decode worker computes the prompt itself."""
+        return self.placement is not None and self.placement.is_local
+
+    def prefill_due_s(self, now_s: float) -> float | None:
+        """How long from now until the prompt must be computed; None when best effort."""
+        return self.prefill_due_at_s - now_s if self.guaranteed else None
+
     def promise_from(self, now_s: float) -> Promise | None:
         """The promise as if the request arrived now; its TTFT is negative once it is late."""
         if self.promise is None:
@@ -81,13 +91,15 @@ class Progress:
     def beside_engine_s(self, decode_step_s: float) -> float | None:
         """What the way to the first token took beside its prefill and one decode step.
 
-        None before the first token, or before the prefill worker answered.
+        The step that ends a prompt on a decode worker yields the first token: no other one comes
+        then. None before the first token, or before the prompt's worker answered.
         """
         result = self.prefill_result
         if self.first_token_at_s is None or self.placed_at_s is None or result is None:
             return None
         elapsed_s = self.first_token_at_s - self.placed_at_s
-        return max(0.0, elapsed_s - result.queued_s - result.computed_s - decode_step_s)
+        own_step_s = 0.0 if self.prefills_locally else decode_step_s
+        return max(0.0, elapsed_s - result.queued_s - result.computed_s - own_step_s)
 
     def move_to(self, state: RequestState) -> None:
         assert state in TRANSITIONS[self.state], f"{self.state} cannot become {state}"

@@ -25,8 +25,9 @@ _ENDINGS = {
     RequestState.FAILED,
 }
 
-# The only place that says which state may follow which. A decode worker may send tokens
-# before the prefill worker's answer arrives, so PREFILLING can lead straight to DECODING.
+# The only place that says which state may follow which. PREFILLING can lead straight to DECODING:
+# a prompt computed on the decode worker is not transferred, and a decode worker may send tokens
+# before the prefill worker's answer arrives.
 TRANSITIONS: dict[RequestState, frozenset[RequestState]] = {
     RequestState.QUEUED: frozenset({RequestState.PREFILLING, *_ENDINGS}),
     RequestState.PREFILLING: frozenset(

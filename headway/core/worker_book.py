@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class WorkerBook:
     spec: WorkerSpec
     load: WorkerLoad = field(default_factory=WorkerLoad)
     overhead: OverheadEstimate = field(default_factory=OverheadEstimate)
+    local_overhead: OverheadEstimate = field(default_factory=OverheadEstimate)
     _table: RequestTable = field(default_factory=RequestTable)
     _with_new_tokens: dict[str, Progress] = field(default_factory=dict)
     _last_prefill_ended_at_s: float = -math.inf
@@ -55,31 +56,42 @@ class WorkerBook:
         self.load = load
         self._snapshot = None
 
+    def set_prefills_locally(self, prefills_locally: bool) -> None:
+        """Note whether prompts may be placed on this decode worker."""
+        self.spec = replace(self.spec, prefills_locally=prefills_locally)
+        self._snapshot = None
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether a prompt that is not computed yet was given to this worker."""
+        return bool((self.snapshot().requests["phase"] == PREFILL).any())
+
     def give(self, request: Progress) -> None:
         """Note a request placed on this worker."""
         assert request.placement is not None
         if request.placement.step_cap_s is not None:
             self._step_cap_s = request.placement.step_cap_s
-        is_prefill = self.spec.role is WorkerRole.PREFILL
+        leaves = self.spec.role is WorkerRole.PREFILL
+        is_computed_here = leaves or request.prefills_locally
         num_prompt_tokens = request.spec.num_prompt_tokens
-        num_blocks = 0 if is_prefill else self.spec.blocks_for(num_prompt_tokens)
+        num_blocks = 0 if is_computed_here else self.spec.blocks_for(num_prompt_tokens)
         self._table.add(
             request.spec.request_id,
             {
                 "order": request.number,
-                "phase": PREFILL if is_prefill else ARRIVING,
-                "leaves_after_prefill": int(is_prefill),
+                "phase": PREFILL if is_computed_here else ARRIVING,
+                "leaves_after_prefill": int(leaves),
                 "arrived_at_s": request.arrived_at_s,
                 "prefill_due_at_s": request.prefill_due_at_s,
-                "arrives_at_s": math.inf if is_prefill else request.kv_arrives_at_s,
+                "arrives_at_s": math.inf if is_computed_here else request.kv_arrives_at_s,
                 "num_prompt_tokens": num_prompt_tokens,
                 "num_output_bound": request.spec.sampling.max_tokens,
                 "num_blocks": num_blocks,
                 **demand_fields(request.demand_line),
             },
         )
-        if is_prefill:
-            # Here nothing is due but the prompt.
+        if is_computed_here:
+            # Until then nothing is due but the prompt.
             self._table[request.spec.request_id]["next_due_at_s"] = request.prefill_due_at_s
         self._snapshot = None
 
@@ -89,11 +101,15 @@ class WorkerBook:
         self._snapshot = None
 
     def computed(self, request_id: str, now_s: float) -> None:
-        """Note that a prompt is computed; its pages hold their blocks until `sent`."""
+        """Note that a prompt is computed; pages that leave hold their blocks until `sent`.
+
+        One that stays is a decode once its first token has come, which follows at once.
+        """
         record = self._table[request_id]
-        record["phase"] = LEAVING
-        record["num_computed_tokens"] = record["num_prompt_tokens"]
-        record["num_blocks"] = self.spec.blocks_for(int(record["num_prompt_tokens"]))
+        if record["leaves_after_prefill"]:
+            record["phase"] = LEAVING
+            record["num_computed_tokens"] = record["num_prompt_tokens"]
+            record["num_blocks"] = self.spec.blocks_for(int(record["num_prompt_tokens"]))
         self._last_prefill_ended_at_s = now_s
         self._snapshot = None
 
@@ -109,11 +125,16 @@ class WorkerBook:
 
     def drop(self, request_id: str, now_s: float) -> None:
         """Forget a request that ended, whatever it was doing here."""
-        if request_id in self._table and self._table[request_id]["phase"] == PREFILL:
+        is_here = request_id in self._table and request_id not in self._with_new_tokens
+        if is_here and self._table[request_id]["phase"] == PREFILL:
             self._last_prefill_ended_at_s = now_s
         self._table.remove(request_id)
         self._with_new_tokens.pop(request_id, None)
         self._snapshot = None
+
+    def works_on(self, request_id: str) -> bool:
+        """Whether steps are taken here for a request: not if only its pages are left to send."""
+        return request_id in self._table and self._table[request_id]["phase"] != LEAVING
 
     def request_ids(self) -> list[str]:
         """Requests that need this worker still; a prefill worker is needed until all is sent."""
@@ -131,6 +152,7 @@ class WorkerBook:
                 last_prefill_ended_at_s=self._last_prefill_ended_at_s,
                 step_cap_s=self._step_cap_s,
                 overhead_s=self.overhead.upper_s,
+                local_overhead_s=self.local_overhead.upper_s,
             )
         return self._snapshot
 

@@ -255,6 +255,7 @@ def register_to_pb(spec: WorkerSpec) -> control_service_pb2.Register:
         kv_bytes_per_token=spec.kv_bytes_per_token,
         perf_model=_perf_model_to_pb(spec.perf_model),
         forms_steps_by_deadline=spec.forms_steps_by_deadline,
+        prefills_locally=spec.prefills_locally,
     )
 
 
@@ -274,4 +275,5 @@ def register_from_pb(register: control_service_pb2.Register) -> WorkerSpec:
         kv_bytes_per_token=register.kv_bytes_per_token,
         perf_model=_perf_model_from_pb(register.perf_model),
         forms_steps_by_deadline=register.forms_steps_by_deadline,
+        prefills_locally=register.prefills_locally,
     )

@@ -26,25 +26,33 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from headway.v1 import generation_pb2 as headway_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n headway/v1/control_service.proto\x12\nheadway.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bheadway/v1/generation.proto\"o\n\x0e\x43onnectRequest\x12(\n\x08register\x18\x01 \x01(\x0b\x32\x14.headway.v1.RegisterH\x00\x12(\n\x06report\x18\x02 \x01(\x0b\x32\x16.headway.v1.WorkerLoadH\x00\x42\t\n\x07message\"\xd7\x02\n\x08Register\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12$\n\x04role\x18\x03 \x01(\x0e\x32\x16.headway.v1.WorkerRole\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x15\n\rmax_model_len\x18\x06 \x01(\r\x12\x15\n\rkv_block_size\x18\x07 \x01(\r\x12\x15\n\rnum_kv_blocks\x18\x08 \x01(\r\x12\x17\n\x0fmax_step_tokens\x18\t \x01(\r\x12\x17\n\x0fmax_num_running\x18\n \x01(\r\x12\x1a\n\x12kv_bytes_per_token\x18\x0b \x01(\r\x12)\n\nperf_model\x18\x0c \x01(\x0b\x32\x15.headway.v1.PerfModel\x12\x1f\n\x17\x66orms_steps_by_deadline\x18\r \x01(\x08\"\x99\x01\n\tPerfModel\x12\x0f\n\x07\x66loor_s\x18\x01 \x01(\x01\x12\x0f\n\x07token_s\x18\x02 \x01(\x01\x12\x0f\n\x07\x66ixed_s\x18\x03 \x01(\x01\x12\x12\n\nsequence_s\x18\x04 \x01(\x01\x12\x17\n\x0f\x63ontext_token_s\x18\x05 \x01(\x01\x12\x1b\n\x13prefill_attention_s\x18\x06 \x01(\x01\x12\x0f\n\x07\x63hunk_s\x18\x07 \x01(\x01\"n\n\x0f\x43onnectResponse\x12,\n\nregistered\x18\x01 \x01(\x0b\x32\x16.headway.v1.RegisteredH\x00\x12\"\n\x05\x64rain\x18\x02 \x01(\x0b\x32\x11.headway.v1.DrainH\x00\x42\t\n\x07message\"@\n\nRegistered\x12\x32\n\x0freport_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x07\n\x05\x44rain2X\n\x0e\x43ontrolService\x12\x46\n\x07\x43onnect\x12\x1a.headway.v1.ConnectRequest\x1a\x1b.headway.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n headway/v1/control_service.proto\x12\nheadway.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bheadway/v1/generation.proto\"=\n\x0eSetRoleRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x18\n\x10prefills_locally\x18\x02 \x01(\x08\"\x11\n\x0fSetRoleResponse\"\x9c\x01\n\x0e\x43onnectRequest\x12(\n\x08register\x18\x01 \x01(\x0b\x32\x14.headway.v1.RegisterH\x00\x12(\n\x06report\x18\x02 \x01(\x0b\x32\x16.headway.v1.WorkerLoadH\x00\x12+\n\nrole_taken\x18\x03 \x01(\x0b\x32\x15.headway.v1.RoleTakenH\x00\x42\t\n\x07message\"%\n\tRoleTaken\x12\x18\n\x10prefills_locally\x18\x01 \x01(\x08\"\xf1\x02\n\x08Register\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12$\n\x04role\x18\x03 \x01(\x0e\x32\x16.headway.v1.WorkerRole\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x15\n\rmax_model_len\x18\x06 \x01(\r\x12\x15\n\rkv_block_size\x18\x07 \x01(\r\x12\x15\n\rnum_kv_blocks\x18\x08 \x01(\r\x12\x17\n\x0fmax_step_tokens\x18\t \x01(\r\x12\x17\n\x0fmax_num_running\x18\n \x01(\r\x12\x1a\n\x12kv_bytes_per_token\x18\x0b \x01(\r\x12)\n\nperf_model\x18\x0c \x01(\x0b\x32\x15.headway.v1.PerfModel\x12\x1f\n\x17\x66orms_steps_by_deadline\x18\r \x01(\x08\x12\x18\n\x10prefills_locally\x18\x0e \x01(\x08\"\x99\x01\n\tPerfModel\x12\x0f\n\x07\x66loor_s\x18\x01 \x01(\x01\x12\x0f\n\x07token_s\x18\x02 \x01(\x01\x12\x0f\n\x07\x66ixed_s\x18\x03 \x01(\x01\x12\x12\n\nsequence_s\x18\x04 \x01(\x01\x12\x17\n\x0f\x63ontext_token_s\x18\x05 \x01(\x01\x12\x1b\n\x13prefill_attention_s\x18\x06 \x01(\x01\x12\x0f\n\x07\x63hunk_s\x18\x07 \x01(\x01\"\x97\x01\n\x0f\x43onnectResponse\x12,\n\nregistered\x18\x01 \x01(\x0b\x32\x16.headway.v1.RegisteredH\x00\x12\"\n\x05\x64rain\x18\x02 \x01(\x0b\x32\x11.headway.v1.DrainH\x00\x12\'\n\x08set_role\x18\x03 \x01(\x0b\x32\x13.headway.v1.SetRoleH\x00\x42\t\n\x07message\"#\n\x07SetRole\x12\x18\n\x10prefills_locally\x18\x01 \x01(\x08\"@\n\nRegistered\x12\x32\n\x0freport_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x07\n\x05\x44rain2\x9c\x01\n\x0e\x43ontrolService\x12\x46\n\x07\x43onnect\x12\x1a.headway.v1.ConnectRequest\x1a\x1b.headway.v1.ConnectResponse(\x01\x30\x01\x12\x42\n\x07SetRole\x12\x1a.headway.v1.SetRoleRequest\x1a\x1b.headway.v1.SetRoleResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headway.v1.control_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONNECTREQUEST']._serialized_start=109
-  _globals['_CONNECTREQUEST']._serialized_end=220
-  _globals['_REGISTER']._serialized_start=223
-  _globals['_REGISTER']._serialized_end=566
-  _globals['_PERFMODEL']._serialized_start=569
-  _globals['_PERFMODEL']._serialized_end=722
-  _globals['_CONNECTRESPONSE']._serialized_start=724
-  _globals['_CONNECTRESPONSE']._serialized_end=834
-  _globals['_REGISTERED']._serialized_start=836
-  _globals['_REGISTERED']._serialized_end=900
-  _globals['_DRAIN']._serialized_start=902
-  _globals['_DRAIN']._serialized_end=909
-  _globals['_CONTROLSERVICE']._serialized_start=911
-  _globals['_CONTROLSERVICE']._serialized_end=999
+  _globals['_SETROLEREQUEST']._serialized_start=109
+  _globals['_SETROLEREQUEST']._serialized_end=170
+  _globals['_SETROLERESPONSE']._serialized_start=172
+  _globals['_SETROLERESPONSE']._serialized_end=189
+  _globals['_CONNECTREQUEST']._serialized_start=192
+  _globals['_CONNECTREQUEST']._serialized_end=348
+  _globals['_ROLETAKEN']._serialized_start=350
+  _globals['_ROLETAKEN']._serialized_end=387
+  _globals['_REGISTER']._serialized_start=390
+  _globals['_REGISTER']._serialized_end=759
+  _globals['_PERFMODEL']._serialized_start=762
+  _globals['_PERFMODEL']._serialized_end=915
+  _globals['_CONNECTRESPONSE']._serialized_start=918
+  _globals['_CONNECTRESPONSE']._serialized_end=1069
+  _globals['_SETROLE']._serialized_start=1071
+  _globals['_SETROLE']._serialized_end=1106
+  _globals['_REGISTERED']._serialized_start=1108
+  _globals['_REGISTERED']._serialized_end=1172
+  _globals['_DRAIN']._serialized_start=1174
+  _globals['_DRAIN']._serialized_end=1181
+  _globals['_CONTROLSERVICE']._serialized_start=1184
+  _globals['_CONTROLSERVICE']._serialized_end=1340
 # @@protoc_insertion_point(module_scope)

@@ -9,16 +9,36 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class SetRoleRequest(_message.Message):
+    __slots__ = ("worker_id", "prefills_locally")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    PREFILLS_LOCALLY_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    prefills_locally: bool
+    def __init__(self, worker_id: _Optional[str] = ..., prefills_locally: bool = ...) -> None: ...
+
+class SetRoleResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class ConnectRequest(_message.Message):
-    __slots__ = ("register", "report")
+    __slots__ = ("register", "report", "role_taken")
     REGISTER_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
+    ROLE_TAKEN_FIELD_NUMBER: _ClassVar[int]
     register: Register
     report: _generation_pb2.WorkerLoad
-    def __init__(self, register: _Optional[_Union[Register, _Mapping]] = ..., report: _Optional[_Union[_generation_pb2.WorkerLoad, _Mapping]] = ...) -> None: ...
+    role_taken: RoleTaken
+    def __init__(self, register: _Optional[_Union[Register, _Mapping]] = ..., report: _Optional[_Union[_generation_pb2.WorkerLoad, _Mapping]] = ..., role_taken: _Optional[_Union[RoleTaken, _Mapping]] = ...) -> None: ...
+
+class RoleTaken(_message.Message):
+    __slots__ = ("prefills_locally",)
+    PREFILLS_LOCALLY_FIELD_NUMBER: _ClassVar[int]
+    prefills_locally: bool
+    def __init__(self, prefills_locally: bool = ...) -> None: ...
 
 class Register(_message.Message):
-    __slots__ = ("worker_id", "incarnation", "role", "address", "model", "max_model_len", "kv_block_size", "num_kv_blocks", "max_step_tokens", "max_num_running", "kv_bytes_per_token", "perf_model", "forms_steps_by_deadline")
+    __slots__ = ("worker_id", "incarnation", "role", "address", "model", "max_model_len", "kv_block_size", "num_kv_blocks", "max_step_tokens", "max_num_running", "kv_bytes_per_token", "perf_model", "forms_steps_by_deadline", "prefills_locally")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +52,7 @@ class Register(_message.Message):
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     PERF_MODEL_FIELD_NUMBER: _ClassVar[int]
     FORMS_STEPS_BY_DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    PREFILLS_LOCALLY_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     incarnation: str
     role: _generation_pb2.WorkerRole
@@ -45,7 +66,8 @@ class Register(_message.Message):
     kv_bytes_per_token: int
     perf_model: PerfModel
     forms_steps_by_deadline: bool
-    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., role: _Optional[_Union[_generation_pb2.WorkerRole, str]] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., kv_block_size: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., max_step_tokens: _Optional[int] = ..., max_num_running: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., perf_model: _Optional[_Union[PerfModel, _Mapping]] = ..., forms_steps_by_deadline: bool = ...) -> None: ...
+    prefills_locally: bool
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[str] = ..., role: _Optional[_Union[_generation_pb2.WorkerRole, str]] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., kv_block_size: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., max_step_tokens: _Optional[int] = ..., max_num_running: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., perf_model: _Optional[_Union[PerfModel, _Mapping]] = ..., forms_steps_by_deadline: bool = ..., prefills_locally: bool = ...) -> None: ...
 
 class PerfModel(_message.Message):
     __slots__ = ("floor_s", "token_s", "fixed_s", "sequence_s", "context_token_s", "prefill_attention_s", "chunk_s")
@@ -66,12 +88,20 @@ class PerfModel(_message.Message):
     def __init__(self, floor_s: _Optional[float] = ..., token_s: _Optional[float] = ..., fixed_s: _Optional[float] = ..., sequence_s: _Optional[float] = ..., context_token_s: _Optional[float] = ..., prefill_attention_s: _Optional[float] = ..., chunk_s: _Optional[float] = ...) -> None: ...
 
 class ConnectResponse(_message.Message):
-    __slots__ = ("registered", "drain")
+    __slots__ = ("registered", "drain", "set_role")
     REGISTERED_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    SET_ROLE_FIELD_NUMBER: _ClassVar[int]
     registered: Registered
     drain: Drain
-    def __init__(self, registered: _Optional[_Union[Registered, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
+    set_role: SetRole
+    def __init__(self, registered: _Optional[_Union[Registered, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., set_role: _Optional[_Union[SetRole, _Mapping]] = ...) -> None: ...
+
+class SetRole(_message.Message):
+    __slots__ = ("prefills_locally",)
+    PREFILLS_LOCALLY_FIELD_NUMBER: _ClassVar[int]
+    prefills_locally: bool
+    def __init__(self, prefills_locally: bool = ...) -> None: ...
 
 class Registered(_message.Message):
     __slots__ = ("report_interval",)

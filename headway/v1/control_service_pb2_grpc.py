@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ControlServiceStub(object):
-    """What workers call. Served by the controller.
+    """What workers call, and who operates a cluster. Served by the controller.
     """
 
     def __init__(self, channel):
@@ -40,10 +40,15 @@ class ControlServiceStub(object):
                 request_serializer=headway_dot_v1_dot_control__service__pb2.ConnectRequest.SerializeToString,
                 response_deserializer=headway_dot_v1_dot_control__service__pb2.ConnectResponse.FromString,
                 _registered_method=True)
+        self.SetRole = channel.unary_unary(
+                '/headway.v1.ControlService/SetRole',
+                request_serializer=headway_dot_v1_dot_control__service__pb2.SetRoleRequest.SerializeToString,
+                response_deserializer=headway_dot_v1_dot_control__service__pb2.SetRoleResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer(object):
-    """What workers call. Served by the controller.
+    """What workers call, and who operates a cluster. Served by the controller.
     """
 
     def Connect(self, request_iterator, context):
@@ -60,6 +65,18 @@ class ControlServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetRole(self, request, context):
+        """Lets a decode worker compute prompts itself from now on, or lets it end doing so: then no
+        more of them are placed there, and it is told once those it has are computed. Returns at
+        once; GetCapacity shows when it is so.
+
+        Errors: NOT_FOUND for an unknown worker, INVALID_ARGUMENT for a prefill worker, or where
+        nobody else prefills.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -67,6 +84,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.Connect,
                     request_deserializer=headway_dot_v1_dot_control__service__pb2.ConnectRequest.FromString,
                     response_serializer=headway_dot_v1_dot_control__service__pb2.ConnectResponse.SerializeToString,
+            ),
+            'SetRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRole,
+                    request_deserializer=headway_dot_v1_dot_control__service__pb2.SetRoleRequest.FromString,
+                    response_serializer=headway_dot_v1_dot_control__service__pb2.SetRoleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -77,7 +99,7 @@ def add_ControlServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ControlService(object):
-    """What workers call. Served by the controller.
+    """What workers call, and who operates a cluster. Served by the controller.
     """
 
     @staticmethod
@@ -97,6 +119,33 @@ class ControlService(object):
             '/headway.v1.ControlService/Connect',
             headway_dot_v1_dot_control__service__pb2.ConnectRequest.SerializeToString,
             headway_dot_v1_dot_control__service__pb2.ConnectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headway.v1.ControlService/SetRole',
+            headway_dot_v1_dot_control__service__pb2.SetRoleRequest.SerializeToString,
+            headway_dot_v1_dot_control__service__pb2.SetRoleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ControlServiceStub:
-    """What workers call. Served by the controller."""
+    """What workers call, and who operates a cluster. Served by the controller."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -43,10 +43,18 @@ class ControlServiceStub:
     Errors: INVALID_ARGUMENT for an incomplete registration or an impossible value, FAILED_PRECONDITION when the
     worker serves another model than the cluster.
     """
+    SetRole: _grpc.UnaryUnaryMultiCallable[_control_service_pb2.SetRoleRequest, _control_service_pb2.SetRoleResponse]
+    """Lets a decode worker compute prompts itself from now on, or lets it end doing so: then no
+    more of them are placed there, and it is told once those it has are computed. Returns at
+    once; GetCapacity shows when it is so.
+
+    Errors: NOT_FOUND for an unknown worker, INVALID_ARGUMENT for a prefill worker, or where
+    nobody else prefills.
+    """
 
 @_typing.type_check_only
 class ControlServiceAsyncStub(ControlServiceStub):
-    """What workers call. Served by the controller."""
+    """What workers call, and who operates a cluster. Served by the controller."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Connect: _aio.StreamStreamMultiCallable[_control_service_pb2.ConnectRequest, _control_service_pb2.ConnectResponse]  # type: ignore[assignment]
@@ -59,9 +67,17 @@ class ControlServiceAsyncStub(ControlServiceStub):
     Errors: INVALID_ARGUMENT for an incomplete registration or an impossible value, FAILED_PRECONDITION when the
     worker serves another model than the cluster.
     """
+    SetRole: _aio.UnaryUnaryMultiCallable[_control_service_pb2.SetRoleRequest, _control_service_pb2.SetRoleResponse]  # type: ignore[assignment]
+    """Lets a decode worker compute prompts itself from now on, or lets it end doing so: then no
+    more of them are placed there, and it is told once those it has are computed. Returns at
+    once; GetCapacity shows when it is so.
+
+    Errors: NOT_FOUND for an unknown worker, INVALID_ARGUMENT for a prefill worker, or where
+    nobody else prefills.
+    """
 
 class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What workers call. Served by the controller."""
+    """What workers call, and who operates a cluster. Served by the controller."""
 
     @_abc_1.abstractmethod
     def Connect(
@@ -77,6 +93,20 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT for an incomplete registration or an impossible value, FAILED_PRECONDITION when the
         worker serves another model than the cluster.
+        """
+
+    @_abc_1.abstractmethod
+    def SetRole(
+        self,
+        request: _control_service_pb2.SetRoleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_service_pb2.SetRoleResponse, _abc.Awaitable[_control_service_pb2.SetRoleResponse]]:
+        """Lets a decode worker compute prompts itself from now on, or lets it end doing so: then no
+        more of them are placed there, and it is told once those it has are computed. Returns at
+        once; GetCapacity shows when it is so.
+
+        Errors: NOT_FOUND for an unknown worker, INVALID_ARGUMENT for a prefill worker, or where
+        nobody else prefills.
         """
 
 def add_ControlServiceServicer_to_server(servicer: ControlServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

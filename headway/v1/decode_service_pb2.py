@@ -27,7 +27,7 @@ from headway.v1 import generation_pb2 as headway_dot_v1_dot_generation__pb2
 from headway.v1 import kv_transfer_service_pb2 as headway_dot_v1_dot_kv__transfer__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadway/v1/decode_service.proto\x12\nheadway.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bheadway/v1/generation.proto\x1a$headway/v1/kv_transfer_service.proto\"\xfd\x01\n\rDecodeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12,\n\x08sampling\x18\x03 \x01(\x0b\x32\x1a.headway.v1.SamplingParams\x12\x10\n\x08priority\x18\x04 \x01(\r\x12-\n\nkv_timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\"\n\x06\x64\x65mand\x18\x06 \x01(\x0b\x32\x12.headway.v1.Demand\x12+\n\x08step_cap\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"a\n\x06\x44\x65mand\x12.\n\x0b\x66irst_token\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x06stages\x18\x02 \x03(\x0b\x32\x17.headway.v1.DemandStage\"\x96\x01\n\x0b\x44\x65mandStage\x12\'\n\x04tpot\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x0c\x65nd_token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x1d\n\x10\x65nd_after_tokens\x18\x03 \x01(\rH\x01\x88\x01\x01\x42\x0f\n\r_end_token_idB\x13\n\x11_end_after_tokens\"\x9d\x01\n\x0e\x44\x65\x63odeResponse\x12(\n\x08reserved\x18\x01 \x01(\x0b\x32\x14.headway.v1.ReservedH\x00\x12(\n\x06tokens\x18\x02 \x01(\x0b\x32\x16.headway.v1.TokenChunkH\x00\x12.\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1a.headway.v1.DecodeFinishedH\x00\x42\x07\n\x05\x65vent\"0\n\x08Reserved\x12$\n\x06target\x18\x01 \x01(\x0b\x32\x14.headway.v1.KvTarget\"\x99\x01\n\x0e\x44\x65\x63odeFinished\x12/\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x18.headway.v1.FinishReason\x12$\n\x1cnum_prompt_tokens_recomputed\x18\x02 \x01(\r\x12\x30\n\x0bkv_transfer\x18\x03 \x01(\x0b\x32\x1b.headway.v1.KvTransferUsage2R\n\rDecodeService\x12\x41\n\x06\x44\x65\x63ode\x12\x19.headway.v1.DecodeRequest\x1a\x1a.headway.v1.DecodeResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadway/v1/decode_service.proto\x12\nheadway.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bheadway/v1/generation.proto\x1a$headway/v1/kv_transfer_service.proto\"\xc4\x02\n\rDecodeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12,\n\x08sampling\x18\x03 \x01(\x0b\x32\x1a.headway.v1.SamplingParams\x12\x10\n\x08priority\x18\x04 \x01(\r\x12-\n\nkv_timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\"\n\x06\x64\x65mand\x18\x06 \x01(\x0b\x32\x12.headway.v1.Demand\x12+\n\x08step_cap\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rlocal_prefill\x18\x08 \x01(\x08\x12.\n\x0bprefill_due\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"a\n\x06\x44\x65mand\x12.\n\x0b\x66irst_token\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x06stages\x18\x02 \x03(\x0b\x32\x17.headway.v1.DemandStage\"\x96\x01\n\x0b\x44\x65mandStage\x12\'\n\x04tpot\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x0c\x65nd_token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x1d\n\x10\x65nd_after_tokens\x18\x03 \x01(\rH\x01\x88\x01\x01\x42\x0f\n\r_end_token_idB\x13\n\x11_end_after_tokens\"\xc9\x01\n\x0e\x44\x65\x63odeResponse\x12(\n\x08reserved\x18\x01 \x01(\x0b\x32\x14.headway.v1.ReservedH\x00\x12(\n\x06tokens\x18\x02 \x01(\x0b\x32\x16.headway.v1.TokenChunkH\x00\x12.\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1a.headway.v1.DecodeFinishedH\x00\x12*\n\tprefilled\x18\x04 \x01(\x0b\x32\x15.headway.v1.PrefilledH\x00\x42\x07\n\x05\x65vent\"0\n\x08Reserved\x12$\n\x06target\x18\x01 \x01(\x0b\x32\x14.headway.v1.KvTarget\"~\n\tPrefilled\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x63omputed\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r\"\x99\x01\n\x0e\x44\x65\x63odeFinished\x12/\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x18.headway.v1.FinishReason\x12$\n\x1cnum_prompt_tokens_recomputed\x18\x02 \x01(\r\x12\x30\n\x0bkv_transfer\x18\x03 \x01(\x0b\x32\x1b.headway.v1.KvTransferUsage2R\n\rDecodeService\x12\x41\n\x06\x44\x65\x63ode\x12\x19.headway.v1.DecodeRequest\x1a\x1a.headway.v1.DecodeResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,17 +35,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headway.v1.decode_service_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DECODEREQUEST']._serialized_start=147
-  _globals['_DECODEREQUEST']._serialized_end=400
-  _globals['_DEMAND']._serialized_start=402
-  _globals['_DEMAND']._serialized_end=499
-  _globals['_DEMANDSTAGE']._serialized_start=502
-  _globals['_DEMANDSTAGE']._serialized_end=652
-  _globals['_DECODERESPONSE']._serialized_start=655
-  _globals['_DECODERESPONSE']._serialized_end=812
-  _globals['_RESERVED']._serialized_start=814
-  _globals['_RESERVED']._serialized_end=862
-  _globals['_DECODEFINISHED']._serialized_start=865
-  _globals['_DECODEFINISHED']._serialized_end=1018
-  _globals['_DECODESERVICE']._serialized_start=1020
-  _globals['_DECODESERVICE']._serialized_end=1102
+  _globals['_DECODEREQUEST']._serialized_end=471
+  _globals['_DEMAND']._serialized_start=473
+  _globals['_DEMAND']._serialized_end=570
+  _globals['_DEMANDSTAGE']._serialized_start=573
+  _globals['_DEMANDSTAGE']._serialized_end=723
+  _globals['_DECODERESPONSE']._serialized_start=726
+  _globals['_DECODERESPONSE']._serialized_end=927
+  _globals['_RESERVED']._serialized_start=929
+  _globals['_RESERVED']._serialized_end=977
+  _globals['_PREFILLED']._serialized_start=979
+  _globals['_PREFILLED']._serialized_end=1105
+  _globals['_DECODEFINISHED']._serialized_start=1108
+  _globals['_DECODEFINISHED']._serialized_end=1261
+  _globals['_DECODESERVICE']._serialized_start=1263
+  _globals['_DECODESERVICE']._serialized_end=1345
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class DecodeServiceStub(object):
-    """One decode worker: continues requests whose prompt is prefilled elsewhere.
+    """One decode worker: continues requests whose prompt is prefilled elsewhere, or, if it is told
+    to and registered for it, here.
     """
 
     def __init__(self, channel):
@@ -43,13 +44,15 @@ class DecodeServiceStub(object):
 
 
 class DecodeServiceServicer(object):
-    """One decode worker: continues requests whose prompt is prefilled elsewhere.
+    """One decode worker: continues requests whose prompt is prefilled elsewhere, or, if it is told
+    to and registered for it, here.
     """
 
     def Decode(self, request, context):
-        """The stream is: one Reserved, whose target the prefill worker sends the KV pages to;
-        tokens in order, the first output token included; one DecodeFinished. Cancelling the
-        call frees the request's KV blocks and refuses pages still on their way.
+        """The stream is: one Reserved, whose target the prefill worker sends the KV pages to; with
+        local_prefill one Prefilled; tokens in order, the first output token included; one
+        DecodeFinished. Cancelling the call frees the request's KV blocks and refuses pages still
+        on their way.
 
         Errors: INVALID_ARGUMENT, RESOURCE_EXHAUSTED when the worker is full, UNAVAILABLE when
         it is draining, DATA_LOSS when the pages did not arrive whole.
@@ -75,7 +78,8 @@ def add_DecodeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DecodeService(object):
-    """One decode worker: continues requests whose prompt is prefilled elsewhere.
+    """One decode worker: continues requests whose prompt is prefilled elsewhere, or, if it is told
+    to and registered for it, here.
     """
 
     @staticmethod

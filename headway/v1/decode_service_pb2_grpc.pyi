@@ -27,16 +27,19 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DecodeServiceStub:
-    """One decode worker: continues requests whose prompt is prefilled elsewhere."""
+    """One decode worker: continues requests whose prompt is prefilled elsewhere, or, if it is told
+    to and registered for it, here.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DecodeServiceAsyncStub: ...
     Decode: _grpc.UnaryStreamMultiCallable[_decode_service_pb2.DecodeRequest, _decode_service_pb2.DecodeResponse]
-    """The stream is: one Reserved, whose target the prefill worker sends the KV pages to;
-    tokens in order, the first output token included; one DecodeFinished. Cancelling the
-    call frees the request's KV blocks and refuses pages still on their way.
+    """The stream is: one Reserved, whose target the prefill worker sends the KV pages to; with
+    local_prefill one Prefilled; tokens in order, the first output token included; one
+    DecodeFinished. Cancelling the call frees the request's KV blocks and refuses pages still
+    on their way.
 
     Errors: INVALID_ARGUMENT, RESOURCE_EXHAUSTED when the worker is full, UNAVAILABLE when
     it is draining, DATA_LOSS when the pages did not arrive whole.
@@ -44,20 +47,25 @@ class DecodeServiceStub:
 
 @_typing.type_check_only
 class DecodeServiceAsyncStub(DecodeServiceStub):
-    """One decode worker: continues requests whose prompt is prefilled elsewhere."""
+    """One decode worker: continues requests whose prompt is prefilled elsewhere, or, if it is told
+    to and registered for it, here.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Decode: _aio.UnaryStreamMultiCallable[_decode_service_pb2.DecodeRequest, _decode_service_pb2.DecodeResponse]  # type: ignore[assignment]
-    """The stream is: one Reserved, whose target the prefill worker sends the KV pages to;
-    tokens in order, the first output token included; one DecodeFinished. Cancelling the
-    call frees the request's KV blocks and refuses pages still on their way.
+    """The stream is: one Reserved, whose target the prefill worker sends the KV pages to; with
+    local_prefill one Prefilled; tokens in order, the first output token included; one
+    DecodeFinished. Cancelling the call frees the request's KV blocks and refuses pages still
+    on their way.
 
     Errors: INVALID_ARGUMENT, RESOURCE_EXHAUSTED when the worker is full, UNAVAILABLE when
     it is draining, DATA_LOSS when the pages did not arrive whole.
     """
 
 class DecodeServiceServicer(metaclass=_abc_1.ABCMeta):
-    """One decode worker: continues requests whose prompt is prefilled elsewhere."""
+    """One decode worker: continues requests whose prompt is prefilled elsewhere, or, if it is told
+    to and registered for it, here.
+    """
 
     @_abc_1.abstractmethod
     def Decode(
@@ -65,9 +73,10 @@ class DecodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _decode_service_pb2.DecodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_decode_service_pb2.DecodeResponse], _abc.AsyncIterator[_decode_service_pb2.DecodeResponse]]:
-        """The stream is: one Reserved, whose target the prefill worker sends the KV pages to;
-        tokens in order, the first output token included; one DecodeFinished. Cancelling the
-        call frees the request's KV blocks and refuses pages still on their way.
+        """The stream is: one Reserved, whose target the prefill worker sends the KV pages to; with
+        local_prefill one Prefilled; tokens in order, the first output token included; one
+        DecodeFinished. Cancelling the call frees the request's KV blocks and refuses pages still
+        on their way.
 
         Errors: INVALID_ARGUMENT, RESOURCE_EXHAUSTED when the worker is full, UNAVAILABLE when
         it is draining, DATA_LOSS when the pages did not arrive whole.

@@ -225,15 +225,17 @@ class GetCapacityResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerCapacity, _Mapping]]] = ..., num_best_effort_queued: _Optional[int] = ..., num_requests_running: _Optional[int] = ...) -> None: ...
 
 class WorkerCapacity(_message.Message):
-    __slots__ = ("worker_id", "role", "num_kv_blocks", "load", "backlog")
+    __slots__ = ("worker_id", "role", "num_kv_blocks", "load", "backlog", "prefills_locally")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NUM_KV_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     BACKLOG_FIELD_NUMBER: _ClassVar[int]
+    PREFILLS_LOCALLY_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: _generation_pb2.WorkerRole
     num_kv_blocks: int
     load: _generation_pb2.WorkerLoad
     backlog: _duration_pb2.Duration
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[_generation_pb2.WorkerRole, str]] = ..., num_kv_blocks: _Optional[int] = ..., load: _Optional[_Union[_generation_pb2.WorkerLoad, _Mapping]] = ..., backlog: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    prefills_locally: bool
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[_Union[_generation_pb2.WorkerRole, str]] = ..., num_kv_blocks: _Optional[int] = ..., load: _Optional[_Union[_generation_pb2.WorkerLoad, _Mapping]] = ..., backlog: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., prefills_locally: bool = ...) -> None: ...

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from headway.core.cluster import WorkerLoad, WorkerSpec
-from headway.errors import FieldViolation, InvalidRequest, LayoutMismatch
+from headway.core.cluster import WorkerLoad, WorkerRole, WorkerSpec
+from headway.errors import FieldViolation, InvalidRequest, LayoutMismatch, NotFound
 from headway.rpc.convert import duration_to_pb, load_from_pb, register_from_pb
 from headway.rpc.errors import domain_errors
 from headway.rpc.server import Server
@@ -21,6 +21,7 @@ from services.controller.worker_calls import Connection
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ControlService"].full_name
 
 _Context = grpc.aio.ServicerContext[pb.ConnectRequest, pb.ConnectResponse]
+_RoleContext = grpc.aio.ServicerContext[pb.SetRoleRequest, pb.SetRoleResponse]
 
 # Far beyond any engine. What is larger would make every prediction worthless, or infinite.
 MAX_COST_S = 10.0
@@ -62,34 +63,59 @@ class ControlServicer(pb_grpc.ControlServiceServicer):
                 await self._server.set_serving(self._loop.serving)
                 registered = pb.Registered(report_interval=interval)
                 await context.write(pb.ConnectResponse(registered=registered))
-                await self._listen(connection, request_iterator)
+                await self._listen(connection, request_iterator, context)
                 if _has_new_incarnation(connection):
                     await context.write(pb.ConnectResponse(drain=pb.Drain()))
             finally:
                 await self._loop.lose(connection)
                 await self._server.set_serving(self._loop.serving)
 
+    async def SetRole(
+        self, request: pb.SetRoleRequest, context: _RoleContext
+    ) -> pb.SetRoleResponse:
+        async with domain_errors(context):
+            workers = {worker.spec.worker_id: worker.spec for worker in self._loop.workers}
+            spec = workers.pop(request.worker_id, None)
+            if spec is None:
+                raise NotFound(f"no worker {request.worker_id} is registered")
+            if spec.role is not WorkerRole.DECODE:
+                raise InvalidRequest([FieldViolation("worker_id", "is not a decode worker")])
+            if not (request.prefills_locally or any(other.prefills for other in workers.values())):
+                raise InvalidRequest([FieldViolation("prefills_locally", "nobody else prefills")])
+            self._loop.set_role(request.worker_id, prefills_locally=request.prefills_locally)
+        return pb.SetRoleResponse()
+
     async def _listen(
-        self, connection: Connection, request_iterator: AsyncIterator[pb.ConnectRequest]
+        self,
+        connection: Connection,
+        request_iterator: AsyncIterator[pb.ConnectRequest],
+        context: _Context,
     ) -> None:
         """Take reports until the stream ends, or until the worker has connected anew."""
         reporting = asyncio.create_task(self._take_reports(connection, request_iterator))
+        telling = asyncio.create_task(_tell_roles(connection, context))
         try:
             await asyncio.wait(
-                (reporting, connection.successor), return_when=asyncio.FIRST_COMPLETED
+                (reporting, telling, connection.successor), return_when=asyncio.FIRST_COMPLETED
             )
-            if reporting.done():
-                reporting.result()
+            for task in (reporting, telling):
+                if task.done():
+                    task.result()
         finally:
             reporting.cancel()
-            await asyncio.gather(reporting, return_exceptions=True)
+            telling.cancel()
+            await asyncio.gather(reporting, telling, return_exceptions=True)
 
     async def _take_reports(
         self, connection: Connection, request_iterator: AsyncIterator[pb.ConnectRequest]
     ) -> None:
         async for message in request_iterator:
-            if message.HasField("report"):
-                self._loop.report(connection, _load(message.report))
+            match message.WhichOneof("message"):
+                case "report":
+                    self._loop.report(connection, _load(message.report))
+                case "role_taken":
+                    takes = message.role_taken.prefills_locally
+                    self._loop.role_taken(connection, prefills_locally=takes)
 
     def _registration(self, message: pb.ConnectRequest) -> WorkerSpec:
         register = message.register
@@ -105,6 +131,9 @@ class ControlServicer(pb_grpc.ControlServiceServicer):
         if not values or not all(value <= MAX_COST_S for value in values):
             problem = f"must have costs, of at most {MAX_COST_S:g} s each"
             violations.append(FieldViolation("register.perf_model", problem))
+        if register.prefills_locally and register.role != generation_pb2.WORKER_ROLE_DECODE:
+            problem = "is for decode workers"
+            violations.append(FieldViolation("register.prefills_locally", problem))
         if violations:
             raise InvalidRequest(violations)
         try:
@@ -114,6 +143,12 @@ class ControlServicer(pb_grpc.ControlServiceServicer):
             raise InvalidRequest([unknown]) from error
         except ValueError as error:
             raise InvalidRequest([FieldViolation("register.perf_model", str(error))]) from error
+
+
+async def _tell_roles(connection: Connection, context: _Context) -> None:
+    while True:
+        command = pb.SetRole(prefills_locally=await connection.roles.get())
+        await context.write(pb.ConnectResponse(set_role=command))
 
 
 def _load(report: generation_pb2.WorkerLoad) -> WorkerLoad:

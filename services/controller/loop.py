@@ -19,9 +19,12 @@ from headway.core.events import (
     Event,
     RelayTokens,
     RequestArrived,
+    RoleAsked,
+    RoleTaken,
     SendAdmission,
     SendFinished,
     SendRefusal,
+    SetRole,
     StartDecode,
     StartPrefill,
     TimePassed,
@@ -141,6 +144,16 @@ class ControllerLoop:
             ),
         )
 
+    def set_role(self, worker_id: str, *, prefills_locally: bool) -> None:
+        """Let a decode worker compute prompts itself, or end doing so."""
+        self.post(RoleAsked(worker_id, prefills_locally))
+
+    def role_taken(self, connection: Connection, *, prefills_locally: bool) -> None:
+        """A worker says that it does so, unless it has connected anew since."""
+        if self._calls.is_newest(connection):
+            spec = connection.spec
+            self.post(RoleTaken(spec.worker_id, spec.incarnation, prefills_locally))
+
     async def lose(self, connection: Connection) -> None:
         """A worker's connection has ended: so has the worker, unless it connected anew."""
         try:
@@ -169,8 +182,10 @@ class ControllerLoop:
 
     @property
     def serving(self) -> bool:
-        """Whether there is a worker of each role."""
-        return {worker.spec.role for worker in self.workers} == set(WorkerRole)
+        """Whether there are workers for both phases."""
+        specs = [worker.spec for worker in self.workers]
+        decodes = any(spec.role is WorkerRole.DECODE for spec in specs)
+        return decodes and any(spec.prefills for spec in specs)
 
     async def wait_no_client(self, timeout_s: float) -> None:
         """Until no client is connected, or the time is over."""
@@ -214,6 +229,8 @@ class ControllerLoop:
                 self._calls.start_prefill(effect, trace.traceparent)
             case AbortOnWorkers(request_id):
                 self._calls.abort(request_id)
+            case SetRole():
+                self._calls.set_role(effect)
             case WakeAt(at_s):
                 self._wake_at(at_s)
             case _:

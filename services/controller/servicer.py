@@ -141,6 +141,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
                     num_kv_blocks=worker.spec.num_kv_blocks,
                     load=load_to_pb(worker.load),
                     backlog=duration_to_pb(prefill_queue(worker, now_s).backlog_s),
+                    prefills_locally=worker.spec.prefills_locally,
                 )
                 for worker in self._loop.workers
             ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -18,6 +18,7 @@ from headway.core.events import (
     FailureReason,
     KvUsage,
     PrefillComputed,
+    SetRole,
     StartDecode,
     StartPrefill,
     TokensProduced,
@@ -51,11 +52,13 @@ class Connection:
 
     Attributes:
         successor: done when the worker has connected anew, with what it said then.
+        roles: what it is to be told, see SetRole.
     """
 
     spec: WorkerSpec
     channel: grpc.aio.Channel
     successor: asyncio.Future[WorkerSpec]
+    roles: asyncio.Queue[bool] = field(default_factory=asyncio.Queue)
 
 
 class WorkerCalls:
@@ -88,6 +91,10 @@ class WorkerCalls:
             del self._newest[connection.spec.worker_id]
         self._connections.discard(connection)
         await connection.channel.close()
+
+    def set_role(self, effect: SetRole) -> None:
+        if (connection := self._newest.get(effect.worker_id)) is not None:
+            connection.roles.put_nowait(effect.prefills_locally)
 
     def start_decode(self, effect: StartDecode, parent: str) -> None:
         self._start(effect.request.request_id, self._decode(effect, parent))
@@ -132,6 +139,8 @@ class WorkerCalls:
                 kv_timeout=duration_to_pb(max(effect.remaining_s, _MIN_KV_TIMEOUT_S)),
                 demand=None if effect.promise is None else demand_to_pb(effect.promise),
                 step_cap=_optional_duration(effect.step_cap_s),
+                local_prefill=effect.local_prefill,
+                prefill_due=_optional_duration(effect.prefill_due_s),
             ),
             timeout=effect.remaining_s + _DEADLINE_MARGIN_S,
             metadata=_metadata(span),
@@ -173,14 +182,7 @@ class WorkerCalls:
         try:
             response = await call
             outcome = ""
-            self._post(
-                PrefillComputed(
-                    request_id=request.request_id,
-                    queued_s=duration_from_pb(response.queued),
-                    computed_s=duration_from_pb(response.computed),
-                    num_cached_tokens=response.num_cached_tokens,
-                )
-            )
+            self._post(_computed(request.request_id, response))
         except grpc.aio.AioRpcError as error:
             outcome = error.code().name
             self._post(_failed(effect, *_reason_of(error)))
@@ -209,6 +211,8 @@ def _decode_event(request_id: str, response: decode_pb.DecodeResponse) -> Event:
             return TokensProduced(
                 request_id, tokens.first_index, tuple(tokens.token_ids), tokens.text
             )
+        case "prefilled":
+            return _computed(request_id, response.prefilled)
         case "reserved":
             return DecodeReserved(request_id, response.reserved.target.SerializeToString())
         case "finished":
@@ -217,6 +221,17 @@ def _decode_event(request_id: str, response: decode_pb.DecodeResponse) -> Event:
             reason = FailureReason.ENGINE_FAILED
             message = "the decode worker sent a message this version does not know"
             return AttemptFailed(request_id, WorkerRole.DECODE, reason, message)
+
+
+def _computed(
+    request_id: str, result: prefill_pb.PrefillResponse | decode_pb.Prefilled
+) -> PrefillComputed:
+    return PrefillComputed(
+        request_id=request_id,
+        queued_s=duration_from_pb(result.queued),
+        computed_s=duration_from_pb(result.computed),
+        num_cached_tokens=result.num_cached_tokens,
+    )
 
 
 def _completed(request_id: str, finished: decode_pb.DecodeFinished) -> Event:

@@ -10,12 +10,21 @@ import grpc
 from headway.adapters.kv_grpc.tickets import DEFAULT_TTL_S
 from headway.adapters.worker.calls import worker_call
 from headway.adapters.worker.checks import check_request, check_step_cap
+from headway.adapters.worker.prefill_spans import trace_prefill
 from headway.adapters.worker.slots import Slots
 from headway.errors import FieldViolation, InvalidRequest
-from headway.ports import DecodeJob, Engine, EngineFinished, EngineTokens, Telemetry
+from headway.ports import (
+    DecodeJob,
+    Engine,
+    EngineFinished,
+    EngineTokens,
+    PrefillResult,
+    Telemetry,
+)
 from headway.rpc.convert import (
     demand_from_pb,
     duration_from_pb,
+    duration_to_pb,
     finish_reason_to_pb,
     optional_duration_from_pb,
     sampling_from_pb,
@@ -56,13 +65,22 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
                 await self._decode(job, context, spans)
 
     async def _decode(self, job: DecodeJob, context: _Context, spans: DecodeSpans) -> None:
-        reserved = pb.Reserved(target=target_to_pb(job.target))
+        reserved = pb.Reserved(target=None if job.target is None else target_to_pb(job.target))
         await context.write(pb.DecodeResponse(reserved=reserved))
         num_written = 0
         async with aclosing(self._engine.decode(job)) as events:
             # While a write waits for the client, the engine merges the tokens of its steps.
             async for event in events:
                 match event:
+                    case PrefillResult() as result:
+                        trace_prefill(
+                            self._telemetry,
+                            self._engine.info,
+                            result,
+                            len(job.prompt_token_ids),
+                            job.traceparent,
+                        )
+                        await context.write(pb.DecodeResponse(prefilled=_prefilled(result)))
                     case EngineTokens(token_ids, text):
                         spans.tokens(len(token_ids))
                         chunk = TokenChunk(first_index=num_written, token_ids=token_ids, text=text)
@@ -91,6 +109,10 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
         if not 0.001 <= kv_timeout_s <= _MAX_KV_TIMEOUT_S:
             yield FieldViolation("kv_timeout", f"must be 1 ms to 1 h, got {kv_timeout_s:g} s")
         yield from check_step_cap(request)
+        if request.local_prefill and not self._slots.prefills:
+            yield FieldViolation("local_prefill", "this worker does not prefill")
+        if request.local_prefill and request.HasField("demand") != request.HasField("prefill_due"):
+            yield FieldViolation("prefill_due", "must be given with demand, and not without")
         if request.HasField("demand"):
             try:
                 demand_from_pb(request.demand)
@@ -102,14 +124,25 @@ class DecodeServicer(pb_grpc.DecodeServiceServicer):
             request_id=request.request_id,
             prompt_token_ids=tuple(request.prompt_token_ids),
             sampling=sampling_from_pb(request.sampling),
-            target=self._engine.mint_target(request.request_id),
+            target=(
+                None if request.local_prefill else self._engine.mint_target(request.request_id)
+            ),
             priority=request.priority,
             # A ticket lives no longer, and a transfer that hangs must not hold blocks for hours.
             kv_timeout_s=min(duration_from_pb(request.kv_timeout), DEFAULT_TTL_S),
             promise=demand_from_pb(request.demand) if request.HasField("demand") else None,
             step_cap_s=optional_duration_from_pb(request, "step_cap"),
             traceparent=traceparent,
+            prefill_due_s=optional_duration_from_pb(request, "prefill_due"),
         )
+
+
+def _prefilled(result: PrefillResult) -> pb.Prefilled:
+    return pb.Prefilled(
+        queued=duration_to_pb(result.queued_s),
+        computed=duration_to_pb(result.computed_s),
+        num_cached_tokens=result.num_cached_tokens,
+    )
 
 
 def _finished(finished: EngineFinished) -> pb.DecodeFinished:

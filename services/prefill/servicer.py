@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import grpc
 
 from headway.adapters.worker.calls import worker_call
 from headway.adapters.worker.checks import check_request, check_step_cap
+from headway.adapters.worker.prefill_spans import trace_prefill
 from headway.adapters.worker.slots import Slots
 from headway.errors import FieldViolation, InvalidRequest
-from headway.ports import Engine, PrefillJob, PrefillResult, Telemetry
+from headway.ports import Engine, PrefillJob, Telemetry
 from headway.rpc.convert import duration_to_pb, optional_duration_from_pb, target_from_pb
 from headway.v1 import prefill_service_pb2 as pb
 from headway.v1 import prefill_service_pb2_grpc as pb_grpc
@@ -44,7 +44,13 @@ class PrefillServicer(pb_grpc.PrefillServiceServicer):
                         traceparent=span.traceparent,
                     )
                 )
-            self._trace(result, len(request.prompt_token_ids), span.traceparent)
+            trace_prefill(
+                self._telemetry,
+                self._engine.info,
+                result,
+                len(request.prompt_token_ids),
+                span.traceparent,
+            )
         return pb.PrefillResponse(
             queued=duration_to_pb(result.queued_s),
             computed=duration_to_pb(result.computed_s),
@@ -61,31 +67,3 @@ class PrefillServicer(pb_grpc.PrefillServiceServicer):
         for name in ("address", "transfer_id", "ticket"):
             if not getattr(request.target, name):
                 yield FieldViolation(f"target.{name}", "must be given")
-
-    def _trace(self, result: PrefillResult, num_prompt_tokens: int, parent: str) -> None:
-        info = self._engine.info
-        ended_unix_ns = time.time_ns()
-        started_unix_ns = ended_unix_ns - round(result.computed_s * 1e9)
-        self._telemetry.add_span(
-            "prefill.queue",
-            parent=parent,
-            start_unix_ns=started_unix_ns - round(result.queued_s * 1e9),
-            end_unix_ns=started_unix_ns,
-            attributes={"headway.actual_s": result.queued_s},
-        )
-        predicted_s = info.perf_model.prefill_s(
-            num_prompt_tokens - result.num_cached_tokens,
-            result.num_cached_tokens,
-            info.max_step_tokens,
-        )
-        self._telemetry.add_span(
-            "prefill.compute",
-            parent=parent,
-            start_unix_ns=started_unix_ns,
-            end_unix_ns=ended_unix_ns,
-            attributes={
-                "headway.predicted_s": predicted_s,
-                "headway.actual_s": result.computed_s,
-                "headway.num_prompt_tokens": num_prompt_tokens,
-            },
-        )

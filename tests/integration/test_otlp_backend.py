@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from tests.deployment import free_port
 from tests.otlp_receiver import ReceivedSpan, outline, spans_in
-from tests.traced_request import OUTLINE, emulated_deployment, run_traced_request
+from tests.traced_request import OUTLINE, emulated_deployment, of_clients, run_traced_request
 
 AGENT = Path(__file__).parents[2] / ".venv-otlp" / "bin" / "ddapm-test-agent"
 
@@ -87,6 +87,6 @@ async def test_an_independent_backend_shows_the_request_as_one_tree(
 ) -> None:
     config_path = emulated_deployment(tmp_path, backend.endpoint)
     await run_traced_request(config_path, tmp_path / "stack.log")
-    spans = backend.spans()
+    spans = of_clients(backend.spans())
     assert outline(spans) == OUTLINE
     assert len({span.trace_id for span in spans}) == 1

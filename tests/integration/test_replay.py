@@ -28,13 +28,14 @@ TIERS = {
 COSTS = {"floor_s": 0.004, "token_s": 2e-5, "sequence_s": 2e-5, "context_token_s": 1e-8}
 
 
-async def serve_load(tmp_path: Path, log: Path) -> Counter[str]:
+async def serve_load(tmp_path: Path, log: Path, *, decode_prefills: bool) -> Counter[str]:
     """Two workers of each role under more than they can promise; how each request was admitted."""
     config = stack_config(
         tmp_path,
         costs=COSTS,
         engine={"max_num_running": 16, "max_step_tokens": 512},
         controller={"event_log": str(log), "tiers": TIERS, "max_best_effort_queued": 20},
+        decode_prefills=decode_prefills,
     )
     chance = random.Random(1)
     answers: Counter[str] = Counter()
@@ -63,7 +64,10 @@ async def serve_load(tmp_path: Path, log: Path) -> Counter[str]:
             messages += (await rest(call))[0]
             for message in messages:
                 if message.HasField("admission"):
-                    answers[pb.AdmissionState.Name(message.admission.state)] += 1
+                    admission = message.admission
+                    answers[pb.AdmissionState.Name(admission.state)] += 1
+                    is_local = admission.prefill_worker_id == admission.decode_worker_id
+                    answers["on one worker"] += is_local and bool(admission.decode_worker_id)
 
         async def watch() -> None:
             # Looking must not change what is decided.
@@ -75,7 +79,8 @@ async def serve_load(tmp_path: Path, log: Path) -> Counter[str]:
         asking = []
         for index in range(120):
             asking.append(asyncio.create_task(ask(index)))
-            await asyncio.sleep(chance.expovariate(150))
+            # Decode workers that prefill have room for more.
+            await asyncio.sleep(chance.expovariate(250 if decode_prefills else 150))
         stack.links["decode-1"].cancel()
         await asyncio.gather(*asking)
         watching.cancel()
@@ -92,10 +97,14 @@ def replayed(log: Path) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_a_log_of_a_loaded_deployment_replays_to_identical_effects(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decode_prefills", [False, True])
+def test_a_log_of_a_loaded_deployment_replays_to_identical_effects(
+    tmp_path: Path, *, decode_prefills: bool
+) -> None:
     log = tmp_path / "logs" / "events.jsonl"
-    answers = asyncio.run(serve_load(tmp_path, log))
+    answers = asyncio.run(serve_load(tmp_path, log, decode_prefills=decode_prefills))
     assert answers["ADMISSION_STATE_GUARANTEED"] > 10
+    assert (answers["on one worker"] > 10) is decode_prefills
     assert answers["ADMISSION_STATE_BEST_EFFORT"] > 5
     lines = log.read_text(encoding="utf-8").splitlines()
     kinds = Counter(json.loads(line)["event"][0] for line in lines[1:])

@@ -18,6 +18,7 @@ from tests.traced_request import (
     OUTLINE,
     PROMPT,
     emulated_deployment,
+    of_clients,
     run_traced_request,
     traced_stack,
 )
@@ -43,7 +44,7 @@ async def traced(tmp_path_factory: pytest.TempPathFactory) -> Traced:
     with OtlpReceiver() as receiver:
         config_path = emulated_deployment(folder, receiver.endpoint)
         finished = await run_traced_request(config_path, folder / "stack.log")
-        return Traced(finished, receiver.spans)
+        return Traced(finished, of_clients(receiver.spans))
 
 
 def test_a_request_is_one_trace_with_a_span_for_each_hop_and_stage(traced: Traced) -> None:
@@ -123,7 +124,7 @@ async def test_refused_and_cancelled_requests_leave_whole_traces_that_say_so(
                 if isinstance(event, Tokens):
                     break
             await events.aclose()
-        spans = receiver.spans
+        spans = of_clients(receiver.spans)
 
     refused, cancelled = sorted(
         (span for span in spans if not span.parent_id), key=lambda span: span.start_unix_ns

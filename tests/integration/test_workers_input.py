@@ -88,6 +88,16 @@ BAD_DECODES: dict[str, tuple[DecodeRequest, str]] = {
         ),
         "step_cap",
     ),
+    "a prompt that was not placed here": (
+        DecodeRequest(
+            request_id="a",
+            prompt_token_ids=[1],
+            sampling=SamplingParams(max_tokens=1),
+            kv_timeout=Duration(seconds=1),
+            local_prefill=True,
+        ),
+        "local_prefill",
+    ),
     "a demand without stages": (
         DecodeRequest(
             request_id="a",

@@ -63,6 +63,9 @@ class ScriptedControl(ControlServiceServicer):
         while isinstance(message := await context.read(), pb.ConnectRequest):
             self.loads.put_nowait(message.report)
 
+    async def SetRole(self, request: pb.SetRoleRequest, context: Any) -> pb.SetRoleResponse:
+        raise NotImplementedError
+
     async def next_load(self, *, draining: bool) -> WorkerLoad:
         while (load := await self.loads.get()).draining is not draining:
             pass
@@ -154,7 +157,11 @@ async def test_a_worker_whose_place_is_taken_does_not_take_it_back(
     async def drain() -> None:
         drained.set()
 
-    link = ControlLink(worker_spec(WorkerRole.DECODE), address, CoreWorkerLoad, drain)
+    def take_no_role(_prefills: bool) -> None:
+        pytest.fail("nobody asked for it")
+
+    spec = worker_spec(WorkerRole.DECODE)
+    link = ControlLink(spec, address, CoreWorkerLoad, drain, take_no_role)
     scripted.commands.put_nowait(DRAIN)
     scripted.commands.put_nowait(None)
     await link.run()

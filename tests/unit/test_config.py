@@ -54,6 +54,9 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
         ("ttft_s = 1.0", "ttft_s = 1.0\nttft_slowdown = 3.0", "not both"),
         ('kind = "emulated"', 'kind = "magic"', "engine"),
         ("[model]", "[prefill]\nreplicas = 2\ncores = [[0]]\n[model]", "one entry per replica"),
+        ("[model]", "[prefill]\nreplicas = 0\n[model]", "only if decode.prefills"),
+        ("[model]", "[decode]\nreplicas = 0\n[model]", "decode.replicas"),
+        ("[model]", "[prefill]\nprefills = true\n[model]", "prefill.prefills"),
         ("[model]", "[model", "TOML"),
     ],
 )

@@ -13,6 +13,7 @@ from headway.ports import (
     DecodeJob,
     EngineFinished,
     EngineLoad,
+    EngineTokens,
     KvTarget,
     PrefillJob,
     PrefillResult,
@@ -72,15 +73,31 @@ class Pair:
     async def decode_into(
         self, output: Output, asked: Asked, sampling: Sampling, kv_timeout_s: float = 60.0
     ) -> None:
-        items = self.decode.decode(
-            DecodeJob(asked.request_id, asked.prompt, sampling, asked.target, 0, kv_timeout_s)
+        await self._read(
+            output,
+            DecodeJob(asked.request_id, asked.prompt, sampling, asked.target, 0, kv_timeout_s),
         )
+
+    async def generate_here(
+        self, output: Output, prompt: list[int], sampling: Sampling, due_s: float | None = None
+    ) -> None:
+        """One request through the decode engine alone."""
+        request_id = f"request-{next(_IDS)}"
+        job = DecodeJob(request_id, tuple(prompt), sampling, None, 0, 60.0, prefill_due_s=due_s)
+        await self._read(output, job)
+
+    async def _read(self, output: Output, job: DecodeJob) -> None:
+        items = self.decode.decode(job)
         try:
             async for item in items:
                 if isinstance(item, EngineFinished):
                     assert output.finished is None
                     output.finished = item
-                else:
+                elif isinstance(item, PrefillResult):
+                    assert output.prefill is None
+                    assert not output.token_ids
+                    output.prefill = item
+                elif isinstance(item, EngineTokens):
                     output.token_ids += item.token_ids
                     output.text += item.text
                     output.has_tokens.set()

@@ -73,6 +73,41 @@ async def test_requests_at_the_same_time_do_not_change_each_other(
     await pair.settled()
 
 
+async def test_prompts_the_decode_engine_computes_itself_come_out_the_same(
+    pair: Pair, expected: Expected
+) -> None:
+    outputs = [Output() for _ in LENGTHS]
+    moved = asyncio.create_task(pair.generate(prompt_of(260), greedy(NUM_TOKENS)))
+    await asyncio.gather(
+        *(
+            pair.generate_here(output, prompt_of(length), greedy(NUM_TOKENS), due_s=60.0)
+            for length, output in zip(LENGTHS, outputs, strict=True)
+        )
+    )
+    for length, output in zip(LENGTHS, outputs, strict=True):
+        assert (length, output.token_ids) == (length, expected[length, 0][:NUM_TOKENS])
+        assert output.finished is not None
+        assert output.finished.kv_transfer is None
+        assert output.num_recomputed == 0
+        assert output.prefill is not None
+        assert output.prefill.computed_s > 0
+    assert (await moved).token_ids == expected[260, 0][:NUM_TOKENS]
+    assert (await moved).num_recomputed == 1
+    await pair.settled()
+
+
+async def test_cancelling_while_the_decode_engine_computes_a_prompt_gives_blocks_back(
+    pair: Pair,
+) -> None:
+    computing = asyncio.create_task(
+        pair.generate_here(Output(), prompt_of(1200, seed=60), greedy(4))
+    )
+    await until(pair.decode, lambda load: load.num_free_kv_blocks < NUM_BLOCKS)
+    computing.cancel()
+    await asyncio.gather(computing, return_exceptions=True)
+    await pair.settled()
+
+
 async def test_blocks_the_decode_engine_has_are_not_sent_again(pair: Pair) -> None:
     prompt = prompt_of(200, seed=7)
     first = await pair.generate(prompt, greedy(4))

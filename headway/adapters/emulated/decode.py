@@ -1,4 +1,4 @@
-"""The decode role: pages arrive and are checked, then tokens as their due times demand."""
+"""The decode role: pages arrive and are checked, or prompts are computed; then tokens come."""
 
 from __future__ import annotations
 
@@ -9,54 +9,28 @@ import math
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
 
 from headway.adapters.emulated import content
 from headway.adapters.emulated.batch import Batch
+from headway.adapters.emulated.sequence import Sequence
 from headway.adapters.emulated.steps import BlockPool, StepLoop
 from headway.adapters.kv_grpc.layout import PageLayout
 from headway.adapters.kv_grpc.numpy_store import NumpyPageStore
 from headway.adapters.kv_grpc.receiver import KvReceiver, TransferOutcome
 from headway.adapters.kv_grpc.tickets import TicketMint
 from headway.config import EmulatedConfig
-from headway.core.batch_state import ARRIVING, DECODE
+from headway.core.batch_state import ARRIVING, DECODE, PREFILL
 from headway.core.perf_model import PerfModel, StepShape
 from headway.core.request_table import demand_fields
 from headway.core.slo import DemandLine
-from headway.errors import EngineFailed, HeadwayError, KvTransferFailed
+from headway.errors import EngineFailed, KvTransferFailed
 from headway.ports import (
+    DecodeItem,
     DecodeJob,
     EngineFinished,
     EngineTokens,
     KvTarget,
-    KvTransferRecord,
 )
-
-
-@dataclass(slots=True, order=True)
-class _Sequence:
-    """One request, from its arrival until its consumer has read the end."""
-
-    priority: int
-    arrival: int
-    job: DecodeJob = field(compare=False)
-    kv_due_at_s: float = field(compare=False)
-    block_hashes: list[bytes] = field(compare=False)
-    output: content.Output = field(compare=False)
-    demand: DemandLine | None = field(compare=False)
-    progress: asyncio.Event = field(compare=False, default_factory=asyncio.Event)
-    num_ready: int = field(compare=False, default=0)
-    num_recomputed: int = field(compare=False, default=0)
-    kv_transfer: KvTransferRecord | None = field(compare=False, default=None)
-    failure: HeadwayError | None = field(compare=False, default=None)
-
-    @property
-    def num_prompt_blocks(self) -> int:
-        return len(self.block_hashes)
-
-    def fail(self, failure: HeadwayError) -> None:
-        self.failure = failure
-        self.progress.set()
 
 
 class DecodeWork:
@@ -64,7 +38,8 @@ class DecodeWork:
 
     A sequence gets KV blocks for its prompt, in order of (priority, arrival), then waits for
     its pages; from then on the planner's batch former says in which steps it takes part. One
-    that loses its blocks to another computes its prompt and its output so far again.
+    whose prompt is computed here is the former's from the start. One that loses its blocks to
+    another computes its prompt and its output so far again.
     """
 
     def __init__(
@@ -85,17 +60,21 @@ class DecodeWork:
         self.steps = StepLoop(self, perf_model)
         self.batch = Batch(engine, perf_model, guard_ratio, self.blocks)
         self._arrivals = itertools.count()
-        self._waiting: list[_Sequence] = []
-        self._loading: dict[str, _Sequence] = {}
-        self._running: dict[str, _Sequence] = {}
+        self._waiting: list[Sequence] = []
+        self._loading: dict[str, Sequence] = {}
+        self._running: dict[str, Sequence] = {}
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting) + len(self._loading)
+        return len(self._waiting) + len(self._loading) + self._num_unstarted
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self._running) - self._num_unstarted
+
+    @property
+    def _num_unstarted(self) -> int:
+        return sum(sequence.is_unstarted_prompt for sequence in self._running.values())
 
     @property
     def awaits_transfers(self) -> bool:
@@ -106,10 +85,11 @@ class DecodeWork:
         transfer_id, ticket = self._mint.mint(request_id)
         return KvTarget(self.transport.address, transfer_id, ticket)
 
-    async def decode(self, job: DecodeJob) -> AsyncGenerator[EngineTokens | EngineFinished]:
+    async def decode(self, job: DecodeJob) -> AsyncGenerator[DecodeItem]:
         """As `ports.Engine.decode`."""
         sequence = self._submit(job)
         # Blocks are reserved in time or not at all; from then on the receiver keeps the time.
+        # For a prompt that is computed here they are taken step by step.
         timer = asyncio.get_running_loop().call_later(job.kv_timeout_s, self._expire, sequence)
         output = sequence.output
         try:
@@ -119,6 +99,9 @@ class DecodeWork:
                 sequence.progress.clear()
                 if sequence.failure is not None:
                     raise sequence.failure
+                if sequence.prefill is not None:
+                    result, sequence.prefill = sequence.prefill, None
+                    yield result
                 new = slice(num_taken, sequence.num_ready)
                 num_taken = sequence.num_ready
                 yield EngineTokens(tuple(output.token_ids[new]), output.text[new])
@@ -133,14 +116,21 @@ class DecodeWork:
         for outcome in self.transport.poll() if self._loading else ():
             self._transfer_ended(outcome)
         self._reserve_blocks()
-        return self.batch.form(time.monotonic(), self.steps.step_time_ratio)
+        now_s = time.monotonic()
+        shape = self.batch.form(now_s, self.steps.step_time_ratio)
+        for request_id in self.batch.grants:
+            if self._running[request_id].is_unstarted_prompt:
+                self._running[request_id].started_at_s = now_s
+        return shape
 
     def end_step(self) -> None:
         now_s = time.monotonic()
         for request_id, num_outputs in self.batch.compute():
             sequence = self._running[request_id]
             if num_outputs == sequence.num_ready:
-                continue  # a part of what it computes again
+                continue  # a part of its prompt, or of what it computes again
+            if sequence.num_ready == 0 and sequence.job.target is None:
+                sequence.prompt_computed(now_s)
             if sequence.demand is not None:
                 sequence.demand.token(sequence.output.token_ids[sequence.num_ready], now_s)
                 record = self.batch.requests[request_id]
@@ -156,21 +146,24 @@ class DecodeWork:
         for sequence in (*self._waiting, *self._loading.values(), *self._running.values()):
             sequence.fail(EngineFailed(message))
 
-    def _submit(self, job: DecodeJob) -> _Sequence:
+    def _submit(self, job: DecodeJob) -> Sequence:
         hashes = content.block_hashes(
             job.prompt_token_ids, self._engine.kv_block_size, self._engine.seed
         )
         now_s = time.monotonic()
-        sequence = _Sequence(
+        sequence = Sequence(
             job.priority,
             next(self._arrivals),
             job,
-            now_s + job.kv_timeout_s,
+            now_s,
             hashes,
             content.output(hashes[-1], job.sampling),
             DemandLine(job.promise, now_s) if job.promise is not None else None,
         )
-        heapq.heappush(self._waiting, sequence)
+        if job.target is None:
+            self._begin_here(sequence)
+        else:
+            heapq.heappush(self._waiting, sequence)
         self.batch.cap_steps(job.step_cap_s)
         self.steps.work_arrived()
         return sequence
@@ -184,9 +177,10 @@ class DecodeWork:
             if num_missing > 0 and not self._make_room(sequence, num_missing):
                 return
             heapq.heappop(self._waiting)
-            self._expect(sequence)
+            assert sequence.job.target is not None
+            self._expect(sequence, sequence.job.target.transfer_id)
 
-    def _make_room(self, sequence: _Sequence, num_blocks: int) -> bool:
+    def _make_room(self, sequence: Sequence, num_blocks: int) -> bool:
         """Preempt best effort, the last that came first, if that frees so many blocks."""
         if sequence.demand is None:
             return False
@@ -206,28 +200,40 @@ class DecodeWork:
             self.batch.preempt(victims.pop().job.request_id)
         return True
 
-    def _expect(self, sequence: _Sequence) -> None:
-        """Take the blocks of a prompt and let its pages come."""
+    def _begin_here(self, sequence: Sequence) -> None:
+        """Let the former compute a prompt."""
+        due_s = sequence.job.prefill_due_s
+        due_at_s = math.inf if due_s is None else sequence.submitted_at_s + due_s
+        # Until it is computed, nothing else is due.
+        self._add_record(sequence, PREFILL, prefill_due_at_s=due_at_s, next_due_at_s=due_at_s)
+        self._running[sequence.job.request_id] = sequence
+
+    def _add_record(self, sequence: Sequence, phase: int, **due_at_s: float) -> None:
         job = sequence.job
-        num_prompt_tokens = len(job.prompt_token_ids)
         self.batch.requests.add(
             job.request_id,
             {
                 "order": sequence.arrival,
-                "phase": ARRIVING,
-                "prefill_due_at_s": math.inf,
-                "num_prompt_tokens": num_prompt_tokens,
+                "phase": phase,
+                "num_prompt_tokens": len(job.prompt_token_ids),
                 "num_output_bound": job.sampling.max_tokens,
                 **demand_fields(sequence.demand),
+                **due_at_s,
             },
         )
-        self.batch.hold_blocks_for(job.request_id, num_prompt_tokens)
-        self._loading[job.target.transfer_id] = sequence
+
+    def _expect(self, sequence: Sequence, transfer_id: str) -> None:
+        """Take the blocks of a prompt and let its pages come."""
+        job = sequence.job
+        self._add_record(sequence, ARRIVING, prefill_due_at_s=math.inf)
+        self.batch.hold_blocks_for(job.request_id, len(job.prompt_token_ids))
+        self._loading[transfer_id] = sequence
+        kv_due_at_s = sequence.submitted_at_s + job.kv_timeout_s
         self.transport.expect(
-            job.target.transfer_id,
+            transfer_id,
             self.batch.block_ids[job.request_id],
             first_block=0,
-            timeout_s=max(0.0, sequence.kv_due_at_s - time.monotonic()),
+            timeout_s=max(0.0, kv_due_at_s - time.monotonic()),
         )
 
     def _transfer_ended(self, outcome: TransferOutcome) -> None:
@@ -249,7 +255,7 @@ class DecodeWork:
             return
         self._release_blocks(sequence)
 
-    def _pages_are_right(self, sequence: _Sequence) -> bool:
+    def _pages_are_right(self, sequence: Sequence) -> bool:
         block_ids = self.batch.block_ids[sequence.job.request_id]
         return all(
             b"".join(self._store.read(range(layer, layer + 1), block_ids))
@@ -257,23 +263,26 @@ class DecodeWork:
             for layer in range(self._layout.num_layers)
         )
 
-    def _expire(self, sequence: _Sequence) -> None:
+    def _expire(self, sequence: Sequence) -> None:
         if sequence in self._waiting:
             sequence.fail(KvTransferFailed("no KV blocks became free in time"))
 
-    def _finish(self, sequence: _Sequence) -> None:
+    def _finish(self, sequence: Sequence) -> None:
         request_id = sequence.job.request_id
         del self._running[request_id]
         num_times = self.batch.num_preemptions[request_id]
-        sequence.num_recomputed = 1 + num_times * len(sequence.job.prompt_token_ids)
+        num_again = num_times * len(sequence.job.prompt_token_ids)
+        sequence.num_recomputed = num_again + int(sequence.job.target is not None)
         self._release_blocks(sequence)
 
-    def _forget(self, sequence: _Sequence) -> None:
+    def _forget(self, sequence: Sequence) -> None:
         """Free what is left of a request whose consumer has gone, at whatever stage it is."""
-        transfer_id = sequence.job.target.transfer_id
         if sequence.job.request_id in self._running:
             self._finish(sequence)
             return
+        if sequence.job.target is None:
+            return
+        transfer_id = sequence.job.target.transfer_id
         is_waiting = sequence in self._waiting
         if is_waiting:
             self._waiting.remove(sequence)
@@ -285,7 +294,7 @@ class DecodeWork:
                 # Not before the abort: until then pages may be written to them.
                 self._release_blocks(sequence)
 
-    def _release_blocks(self, sequence: _Sequence) -> None:
+    def _release_blocks(self, sequence: Sequence) -> None:
         self.batch.remove(sequence.job.request_id)
         # They may be what the next request waits for.
         self.steps.work_arrived()

@@ -15,11 +15,10 @@ from headway.config import Config, EmulatedConfig, load_profile
 from headway.core.cluster import ResourceCounters, WorkerRole
 from headway.errors import ConfigError, EngineFailed
 from headway.ports import (
+    DecodeItem,
     DecodeJob,
-    EngineFinished,
     EngineInfo,
     EngineLoad,
-    EngineTokens,
     KvTarget,
     PrefillJob,
     PrefillResult,
@@ -92,7 +91,7 @@ class EmulatedEngine:
         assert isinstance(self._work, DecodeWork)
         return self._work.mint_target(request_id)
 
-    async def decode(self, job: DecodeJob) -> AsyncGenerator[EngineTokens | EngineFinished]:
+    async def decode(self, job: DecodeJob) -> AsyncGenerator[DecodeItem]:
         assert isinstance(self._work, DecodeWork)
         self._check_alive()
         self._num_slots_created += 1

@@ -85,6 +85,10 @@ class Worker:
                 f" {self._pool.replicas - 1}"
             )
 
+    @property
+    def _prefills(self) -> bool:
+        return self._role is WorkerRole.PREFILL or self._config.decode.prefills
+
     def _bind_to_cores(self) -> None:
         if not self._pool.cores:
             return
@@ -108,7 +112,7 @@ class Worker:
             engine = await open_engine(self._config, self._role, self._replica, self._pool.host)
             try:
                 server = Server((service_name,))
-                slots = Slots(engine.info.max_num_running)
+                slots = Slots(engine.info.max_num_running, prefills=self._prefills)
                 add_servicer(server.grpc, engine, slots, telemetry)
                 address = await server.listen(f"{self._pool.host}:0")
                 try:
@@ -144,6 +148,7 @@ class Worker:
             kv_bytes_per_token=info.kv_bytes_per_token,
             perf_model=info.perf_model,
             forms_steps_by_deadline=info.forms_steps_by_deadline,
+            prefills_locally=self._role is WorkerRole.DECODE and self._prefills,
         )
 
 
@@ -166,7 +171,9 @@ class _Duty:
         self._server = server
         self._slots = slots
         self._telemetry = telemetry
-        self._link = ControlLink(spec, config.controller.listen, self._report, self._drain)
+        self._link = ControlLink(
+            spec, config.controller.listen, self._report, self._drain, slots.set_prefills
+        )
 
     async def run(self) -> None:
         """Serve until told to end, and drain.

@@ -14,9 +14,14 @@ _HELD_PER_RUNNING = 4
 
 
 class Slots:
-    """One place for each request. A worker that drains does so until its end."""
+    """One place for each request. A worker that drains does so until its end.
 
-    def __init__(self, max_num_running: int) -> None:
+    Attributes:
+        prefills: whether prompts may be computed here.
+    """
+
+    def __init__(self, max_num_running: int, *, prefills: bool) -> None:
+        self.prefills = prefills
         self._max_num_held = _HELD_PER_RUNNING * max_num_running
         self._held: set[str] = set()
         self._empty = asyncio.Event()
@@ -26,6 +31,10 @@ class Slots:
     @property
     def draining(self) -> bool:
         return self._draining
+
+    def set_prefills(self, prefills: bool) -> None:
+        """Say whether prompts may be computed here from now on."""
+        self.prefills = prefills
 
     def drain(self) -> None:
         """Take nothing new from now on."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from headway.core.batch_state import PREFILL, REQUEST, Records
-from headway.core.cluster import ClusterSnapshot
+from headway.core.cluster import ClusterSnapshot, WorkerSnapshot
 from headway.core.planner.arrival import Answer, ClusterView, Verdict
 from headway.core.planner.interface import (
     Constraint,
@@ -83,12 +83,16 @@ class PlannedAdmission:
     def __post_init__(self) -> None:
         self._live = LiveView(self.params.guard_ratio)
 
+    def observe(self, worker: WorkerSnapshot, now_s: float) -> None:
+        """See `AdmissionPolicy.observe`."""
+        self._live.observe(worker, now_s)
+
     def decide(
         self, request: RequestSpec, cluster: ClusterSnapshot, elapsed_s: float = 0.0
     ) -> Decision:
         """See `AdmissionPolicy.decide`."""
-        if not (cluster.prefill_workers and cluster.decode_workers):
-            missing = "decode" if cluster.prefill_workers else "prefill"
+        if not _serves_both_phases(cluster):
+            missing = "decode" if cluster.prefilling_workers else "prefill"
             return Refuse(Constraint.NO_WORKER, f"no {missing} worker serves", 1.0)
         if self.is_too_large(request, cluster):
             return Refuse(
@@ -114,14 +118,13 @@ class PlannedAdmission:
 
     def is_too_large(self, request: RequestSpec, cluster: ClusterSnapshot) -> bool:
         """See `AdmissionPolicy.is_too_large`."""
-        has_both_roles = bool(cluster.prefill_workers and cluster.decode_workers)
-        return has_both_roles and not _fits_some_memory(request, cluster)
+        return _serves_both_phases(cluster) and not _fits_some_memory(request, cluster)
 
     def place_best_effort(
         self, request: RequestSpec, cluster: ClusterSnapshot, elapsed_s: float = 0.0
     ) -> Placement | None:
         """See `AdmissionPolicy.place_best_effort`."""
-        if not (cluster.prefill_workers and cluster.decode_workers):
+        if not _serves_both_phases(cluster):
             return None
         question = self._question(request, None, cluster, elapsed_s)
         if question.barred is not None:
@@ -185,12 +188,13 @@ class PlannedAdmission:
             queue = prefill_queue(snapshots[p], now_s)
             computed_in_s = queue.added_backlog_s(request.num_prompt_tokens)
         step_s = decode_step_s(snapshots[d], request.num_prompt_tokens, request.sampling.max_tokens)
+        transfer_s = snapshots[d].overhead_s if p != d else 0.0
         return Placement(
             prefill_worker_id=snapshots[p].spec.worker_id,
             decode_worker_id=snapshots[d].spec.worker_id,
             predicted_ttft_s=elapsed_s + computed_in_s + answer.handover_s / guard_ratio,
             predicted_tpot_s=step_s,
-            predicted_kv_arrival_s=elapsed_s + computed_in_s + snapshots[d].overhead_s,
+            predicted_kv_arrival_s=elapsed_s + computed_in_s + transfer_s,
             handover_allowance_s=answer.handover_s,
             step_cap_s=step_cap_s if step_cap_s != math.inf else None,
         )
@@ -209,7 +213,7 @@ class PlannedAdmission:
             self._renumber(before, self._live.keys)
         arrived_at_s = cluster.now_s - elapsed_s
         record = _record(request, promise, arrived_at_s)
-        handovers_s = self.params.guard_ratio * handovers(pictures, request)
+        handovers_s = handovers(pictures, request, record, self.params.guard_ratio)
         pairs = usable_pairs(
             request, record, pictures, handovers_s, cluster.now_s, self.params.guard_ratio
         )
@@ -241,20 +245,30 @@ def _record(request: RequestSpec, promise: Promise | None, arrived_at_s: float) 
 
 
 def _zero_load_prefill_s(request: RequestSpec, cluster: ClusterSnapshot) -> float:
-    """Seconds the prompt takes on the fastest prefill worker when it is idle, as profiled."""
+    """Seconds the prompt takes on the fastest worker for it when that is idle, as profiled."""
     return min(
         w.spec.perf_model.prefill_s(request.num_prompt_tokens, 0, w.spec.max_step_tokens)
-        for w in cluster.prefill_workers
+        for w in cluster.prefilling_workers
     )
+
+
+def _serves_both_phases(cluster: ClusterSnapshot) -> bool:
+    return bool(cluster.prefilling_workers and cluster.decode_workers)
 
 
 def _fits_some_memory(request: RequestSpec, cluster: ClusterSnapshot) -> bool:
     num_prompt_tokens = request.num_prompt_tokens
     num_tokens = num_prompt_tokens + request.sampling.max_tokens
-    return any(
+    decoders = [
+        w.spec
+        for w in cluster.decode_workers
+        if w.spec.blocks_for(num_tokens) <= w.spec.num_kv_blocks
+    ]
+    is_prefilled_elsewhere = any(
         w.spec.blocks_for(num_prompt_tokens) <= w.spec.num_kv_blocks
         for w in cluster.prefill_workers
-    ) and any(w.spec.blocks_for(num_tokens) <= w.spec.num_kv_blocks for w in cluster.decode_workers)
+    )
+    return any(is_prefilled_elsewhere or spec.prefills_locally for spec in decoders)
 
 
 def _retry_after_s(question: _Question, constraint: Constraint) -> float:
@@ -263,7 +277,7 @@ def _retry_after_s(question: _Question, constraint: Constraint) -> float:
         cluster, request = question.cluster, question.request
         computed_in_s = min(
             prefill_queue(worker, cluster.now_s).added_backlog_s(request.num_prompt_tokens)
-            for worker in cluster.prefill_workers
+            for worker in cluster.prefilling_workers
         )
         return _clamped(_excess_s(question, computed_in_s))
     return _clamped(_soonest_room_s(question.cluster))
@@ -273,7 +287,12 @@ def _excess_s(question: _Question, computed_in_s: float) -> float:
     """By how much the first token is late if its prompt is computed so long from now."""
     cluster, view = question.cluster, question.view
     assert view.handover_s is not None
-    handover_s = float(view.handover_s[view.workers["decodes"] == 1].min())
+    assert view.local_handover_s is not None
+    decodes = view.workers["decodes"] == 1
+    is_both = decodes & (view.workers["prefills"] == 1)
+    handover_s = float(view.local_handover_s[is_both].min(initial=np.inf))
+    if cluster.prefill_workers:
+        handover_s = min(handover_s, float(view.handover_s[decodes].min()))
     due_at_s = float(view.requests["next_due_at_s"][question.new])
     return computed_in_s + handover_s - (due_at_s - cluster.now_s)
 

@@ -28,9 +28,8 @@ class Answer:
 
     Attributes:
         arrives_at_s: where they differ, when all KV pages are predicted to have arrived.
-        handover_s: where they differ, from the end of the prompt's computation to the first
-            token, as predicted.
-        computed_at_s: where they differ, when the prompt is computed, guard included.
+        handover_s: from the end of the prompt's computation to the first token, as predicted.
+        computed_at_s: when the prompt is computed, guard included.
     """
 
     verdict: Verdict
@@ -59,6 +58,7 @@ class ClusterView:
         kv_bytes_per_token: over all layers.
         handover_s: what to count on from the end of a prompt's computation to the first token on
             each decode worker, as measured, shape (W,); None where only the link is known.
+        local_handover_s: the same where the prompt is computed on the decode worker.
         allowed: whether a prompt may be prefilled here and decoded there, shape (W, W); None for
             all pairs.
     """
@@ -73,6 +73,7 @@ class ClusterView:
     link_latency_s: float
     kv_bytes_per_token: float
     handover_s: Floats | None = None
+    local_handover_s: Floats | None = None
     allowed: NDArray[np.bool_] | None = None
 
 

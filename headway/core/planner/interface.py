@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from headway.core.cluster import ClusterSnapshot
+from headway.core.cluster import ClusterSnapshot, WorkerSnapshot
 from headway.core.request import RequestSpec
 from headway.core.slo import Promise, Slo
 
@@ -44,6 +44,8 @@ class PlannerParams:
 class Placement:
     """Where a request runs, and what is expected of it there.
 
+    Both workers are the same where the prompt is computed on the decode worker.
+
     Attributes:
         predicted_ttft_s: from arrival to the first token.
         predicted_tpot_s: time of a decode step at the lengths all requests may reach.
@@ -61,6 +63,11 @@ class Placement:
     predicted_kv_arrival_s: float
     handover_allowance_s: float
     step_cap_s: float | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether no KV pages need to move."""
+        return self.prefill_worker_id == self.decode_worker_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,13 @@ Decision = Guarantee | ServeBestEffort | Refuse
 class AdmissionPolicy(Protocol):
     """Decides what is promised, and what best-effort work may run beside the promises."""
 
+    def observe(self, worker: WorkerSnapshot, now_s: float) -> None:
+        """A request is about to leave this worker or one of its phases there.
+
+        Until now the worker had all of these requests to work on.
+        """
+        ...
+
     def decide(
         self, request: RequestSpec, cluster: ClusterSnapshot, elapsed_s: float = 0.0
     ) -> Decision:
@@ -118,5 +132,5 @@ class AdmissionPolicy(Protocol):
         ...
 
     def is_too_large(self, request: RequestSpec, cluster: ClusterSnapshot) -> bool:
-        """Whether there are workers of each role, but none that could hold it, even when idle."""
+        """Whether there are workers for both phases, but none could hold it, even when idle."""
         ...

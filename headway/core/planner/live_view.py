@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from headway.core.batch_state import REQUEST, WORKER, Floats, Records
+from headway.core.batch_state import REQUEST, WORKER, Records
 from headway.core.cluster import WorkerSnapshot
 from headway.core.planner.arrival import ClusterView
+from headway.core.planner.pairs import Handovers
 from headway.core.planner.picture import WorkerPicture
 
 
@@ -30,23 +31,28 @@ class LiveView:
         """Bring the pictures of these workers to `now_s`; returns them, in the same order."""
         before, self._pictures = self._pictures, {}
         for worker in workers:
-            key = f"{worker.spec.worker_id} {worker.spec.incarnation}"
+            key = _key(worker)
             picture = before.get(key) or WorkerPicture(worker, self.guard_ratio)
             picture.update(worker, now_s)
             self._pictures[key] = picture
         return list(self._pictures.values())
 
+    def observe(self, worker: WorkerSnapshot, now_s: float) -> None:
+        """Bring the picture of one worker to `now_s`, if there is one."""
+        if (picture := self._pictures.get(_key(worker))) is not None:
+            picture.update(worker, now_s)
+
     def view(
         self,
         new: Records,
-        handovers_s: Floats,
+        handovers_s: Handovers,
         allowed: NDArray[np.bool_],
     ) -> ClusterView:
         """All that is on the workers, and a new request in the last row.
 
         Args:
             new: REQUEST record, shape (1,).
-            handovers_s: see ClusterView.
+            handovers_s: guard included.
             allowed: see ClusterView.
         """
         pictures = list(self._pictures.values())
@@ -77,6 +83,12 @@ class LiveView:
             link_bytes_per_s=np.inf,
             link_latency_s=0.0,
             kv_bytes_per_token=pictures[0].snapshot.spec.kv_bytes_per_token,
-            handover_s=handovers_s,
+            handover_s=handovers_s.moved_s,
+            local_handover_s=handovers_s.local_s,
             allowed=allowed,
         )
+
+
+def _key(worker: WorkerSnapshot) -> str:
+    # One that begins or ends to prefill is looked at in another way.
+    return f"{worker.spec.worker_id} {worker.spec.incarnation} {worker.spec.prefills}"

@@ -70,7 +70,7 @@ def look_ahead(  # noqa: C901, PLR0912 - compiled: one loop, and every branch of
     at_s = now_s
     if worker.busy_until_s > now_s:
         at_s = worker.busy_until_s
-    late = _end_step(at_s, requests, n, worker, grants, ignored)
+    late = end_step(at_s, requests, n, worker, grants, ignored)
     if late >= 0:
         return late, at_s, computed_at_s
     for _ in range(MAX_STEPS):
@@ -107,7 +107,7 @@ def look_ahead(  # noqa: C901, PLR0912 - compiled: one loop, and every branch of
             at_s = next_arrival_s
             continue
         at_s += duration_s
-        late = _end_step(at_s, requests, n, worker, grants, ignored)
+        late = end_step(at_s, requests, n, worker, grants, ignored)
         if late >= 0:
             return late, at_s, computed_at_s
     return TOO_LONG, at_s, computed_at_s
@@ -150,7 +150,7 @@ def begin_step(requests: Records, ids: Ints, n: int, worker: Record, grants: Int
 
 
 @kernel
-def _end_step(  # noqa: C901 - compiled
+def end_step(  # noqa: C901 - compiled
     at_s: float, requests: Records, n: int, worker: Record, grants: Ints, ignored: Flags
 ) -> int:
     """Hand out what a step produced at `at_s`; the first row that is late, or -1."""

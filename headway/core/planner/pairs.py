@@ -3,7 +3,8 @@
 Decode workers must have a place. Workers that do not form their steps by deadline must pass the
 closed-form tests of `core.planner.prediction`, in which all outputs reach max_tokens. So must,
 for their memory, all that are to decode a best-effort request: nothing that is promised later
-must wait for its blocks longer than it takes to preempt it.
+must wait for its blocks longer than it takes to preempt it. A decode worker that prefills is a
+pair with itself, and with every prefill worker.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from headway.core.batch_state import PREFILL, Floats, Records
 from headway.core.cluster import WorkerRole
 from headway.core.planner.interface import Constraint
 from headway.core.planner.picture import WorkerPicture
-from headway.core.planner.prediction import blocks_to_be_held, decode_step_s, prefill_queue
+from headway.core.planner.prediction import blocks_to_be_held, longest_step_s, prefill_queue
 from headway.core.request import RequestSpec
 
 
@@ -29,30 +30,58 @@ class UsablePairs:
     barred: Constraint | None
 
 
-def handovers(pictures: list[WorkerPicture], request: RequestSpec) -> Floats:
-    """What is predicted from the end of a prompt to the first token, shape (W,); no guard.
+@dataclass(frozen=True, slots=True)
+class Handovers:
+    """What is predicted from the end of a prompt to the first token.
 
-    The request waits for the step that runs when its pages are complete, then for its own first
-    one; the way of its pages and of its messages is as measured.
+    Attributes:
+        moved_s: on each decode worker for a prompt computed elsewhere, shape (W,).
+        local_s: for one computed there, shape (W,).
     """
-    handovers_s = np.zeros(len(pictures))
+
+    moved_s: Floats
+    local_s: Floats
+
+
+def handovers(
+    pictures: list[WorkerPicture], request: RequestSpec, record: Records, guard_ratio: float
+) -> Handovers:
+    """Predict the hand-over to each worker.
+
+    A request that moves waits for the step that runs when its pages are complete, then for its
+    own first one; the way of its pages and of its messages is as measured. Where prompts are
+    computed too, the step that runs may be as long as the tightest pace promised there, or as
+    an engine makes it that does not look at that. One that does not move has its first token
+    with its last prompt token, and only messages come after that.
+
+    Args:
+        pictures: of all workers.
+        request: the new one.
+        record: its REQUEST record, shape (1,).
+        guard_ratio: what is predicted is multiplied by it.
+    """
+    moved_s, local_s = np.zeros(len(pictures)), np.zeros(len(pictures))
     for number, picture in enumerate(pictures):
         snapshot = picture.snapshot
-        if snapshot.spec.role is WorkerRole.DECODE:
-            step_s = (
-                picture.decode_step_s
-                if snapshot.spec.forms_steps_by_deadline
-                else decode_step_s(snapshot, request.num_prompt_tokens, request.sampling.max_tokens)
-            )
-            handovers_s[number] = snapshot.overhead_s + 2 * step_s
-    return handovers_s
+        if snapshot.spec.role is not WorkerRole.DECODE:
+            continue
+        if not snapshot.spec.forms_steps_by_deadline:
+            running_s = own_s = longest_step_s(snapshot, request)
+        else:
+            running_s = own_s = picture.decode_step_s
+            tightest_s = min(snapshot.requests["tpot_s"].min(initial=np.inf), record["tpot_s"][0])
+            if snapshot.spec.prefills_locally and np.isfinite(tightest_s):
+                running_s = max(own_s, float(tightest_s))
+        moved_s[number] = snapshot.overhead_s + running_s + own_s
+        local_s[number] = snapshot.local_overhead_s
+    return Handovers(guard_ratio * moved_s, guard_ratio * local_s)
 
 
 def usable_pairs(
     request: RequestSpec,
     record: Records,
     pictures: list[WorkerPicture],
-    handovers_s: Floats,
+    handovers_s: Handovers,
     now_s: float,
     guard_ratio: float,
 ) -> UsablePairs:
@@ -62,7 +91,7 @@ def usable_pairs(
         request: the new one.
         record: its REQUEST record, shape (1,).
         pictures: of all workers.
-        handovers_s: as `handovers`, guard included.
+        handovers_s: as `handovers`.
         now_s: the present.
         guard_ratio: predicted times are multiplied by it.
     """
@@ -82,24 +111,46 @@ def usable_pairs(
     limits = []
     due_at_s = float(record["next_due_at_s"][0])
     for number, picture in enumerate(pictures):
-        if picture.snapshot.spec.role is WorkerRole.DECODE:
+        spec = picture.snapshot.spec
+        is_decoder = spec.role is WorkerRole.DECODE
+        if not spec.prefills or (is_decoder and number not in decoders):
             continue
-        if picture.snapshot.spec.forms_steps_by_deadline:
-            allowed[number, decoders] = True
+        partners = [number] if is_decoder else decoders
+        if spec.forms_steps_by_deadline:
+            allowed[number, partners] = True
             continue
-        limit = _prefill_room_limit(request, picture)
+        limit = None if is_decoder else _prefill_room_limit(request, picture)
         if limit is not None:
             limits.append(limit)
             continue
-        queue = prefill_queue(picture.snapshot, now_s)
-        for decoder in decoders:
-            prefill_due_at_s = due_at_s - handovers_s[decoder]
+        queue = prefill_queue(picture.snapshot, now_s, request)
+        handover_s = handovers_s.local_s if is_decoder else handovers_s.moved_s
+        for decoder in partners:
             allowed[number, decoder] = queue.keeps_promises(
-                request.num_prompt_tokens, prefill_due_at_s, guard_ratio
+                request.num_prompt_tokens, due_at_s - handover_s[decoder], guard_ratio
             )
         limits.append(Constraint.PREFILL_TIME)
+    _bar_disturbed(request, pictures, allowed, now_s, guard_ratio)
     barred = None if allowed.any() else max(limits, key=_NEARNESS.index)
     return UsablePairs(allowed, barred)
+
+
+def _bar_disturbed(
+    request: RequestSpec,
+    pictures: list[WorkerPicture],
+    allowed: NDArray[np.bool_],
+    now_s: float,
+    guard_ratio: float,
+) -> None:
+    """Allow no pages to arrive where the new decode would make promised prompts late."""
+    for number, picture in enumerate(pictures):
+        spec = picture.snapshot.spec
+        if not spec.prefills_locally or spec.forms_steps_by_deadline:
+            continue
+        queue = prefill_queue(picture.snapshot, now_s, request)
+        # The last token of its prompt is computed here.
+        if not queue.keeps_promises(1, np.inf, guard_ratio):
+            allowed[np.arange(len(pictures)) != number, number] = False
 
 
 # The later one is the nearer to fitting.
@@ -120,7 +171,7 @@ def _decode_limit(
         if blocks_to_be_held(snapshot) + spec.blocks_for(num_tokens) > spec.num_kv_blocks:
             return Constraint.KV_BLOCKS
     if not spec.forms_steps_by_deadline:
-        step_s = decode_step_s(snapshot, request.num_prompt_tokens, request.sampling.max_tokens)
+        step_s = longest_step_s(snapshot, request)
         paces_s = [requests["tpot_s"], requests["later_tpot_s"], record["tpot_s"]]
         tightest_s = min(float(pace_s.min(initial=np.inf)) for pace_s in paces_s)
         tightest_s = min(tightest_s, float(record["later_tpot_s"][0]))

@@ -5,7 +5,8 @@ and for what is told of all. Assumed of such a prefill worker: a step takes what
 says and has room for max_step_tokens; prompts under way go first and are not overtaken, those
 that wait start in the order of their due times; prompts that share steps take no longer than
 one after the other and one smallest step; a best-effort prompt that is there already may be
-under way, so all of it counts as ahead of every promised prompt.
+under way, so all of it counts as ahead of every promised prompt. A decode worker that prefills
+also decodes, in each of its steps, all that it was given at the longest they may become.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import math
 from dataclasses import dataclass
 
 from headway.core.batch_state import PREFILL
-from headway.core.cluster import WorkerSnapshot
+from headway.core.cluster import WorkerRole, WorkerSnapshot
 from headway.core.perf_model import PerfModel, PrefillChunk, StepShape
+from headway.core.request import RequestSpec
 
 
 def current_perf_model(worker: WorkerSnapshot) -> PerfModel:
@@ -25,6 +27,31 @@ def current_perf_model(worker: WorkerSnapshot) -> PerfModel:
     """
     ratio = worker.load.step_time_ratio
     return worker.spec.perf_model.scaled(ratio) if ratio > 1 else worker.spec.perf_model
+
+
+@dataclass(frozen=True, slots=True)
+class _StepRoom:
+    """What the steps of a worker leave for prompts.
+
+    Attributes:
+        num_tokens: of prompts, at most.
+        decoding_s: by which decodes make each step longer.
+    """
+
+    model: PerfModel
+    num_tokens: int
+    decoding_s: float
+
+    def work_s(self, num_prompt_tokens: int) -> float:
+        """A prompt alone, in largest chunks."""
+        num_steps = math.ceil(num_prompt_tokens / self.num_tokens)
+        alone_s = self.model.prefill_s(num_prompt_tokens, 0, self.num_tokens)
+        return alone_s + num_steps * self.decoding_s
+
+    def step_s(self, num_prompt_tokens: int) -> float:
+        """One step with the first so many tokens of a prompt."""
+        shape = StepShape(chunks=(PrefillChunk(num_prompt_tokens, 0),))
+        return self.model.step_s(shape) + self.decoding_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +73,8 @@ class PrefillQueue:
         full_step_s, smallest_step_s: the longest and shortest a step takes.
     """
 
-    worker: WorkerSnapshot
     now_s: float
+    room: _StepRoom
     prompts: tuple[_Prompt, ...]
     done_s: float
     full_step_s: float
@@ -60,7 +87,7 @@ class PrefillQueue:
 
     def added_backlog_s(self, num_prompt_tokens: int) -> float:
         """The backlog if it had one prompt more."""
-        return self.backlog_s + self.smallest_step_s + self._work_s(num_prompt_tokens)
+        return self.backlog_s + self.smallest_step_s + self.room.work_s(num_prompt_tokens)
 
     def keeps_promises(self, num_prompt_tokens: int, due_at_s: float, guard_ratio: float) -> bool:
         """Whether all promised prompts are in time if one is added now.
@@ -76,7 +103,7 @@ class PrefillQueue:
             guard_ratio: predicted times are multiplied by it.
         """
         promised = math.isfinite(due_at_s)
-        new = _Prompt(due_at_s, self._work_s(num_prompt_tokens), promised, sent=False)
+        new = _Prompt(due_at_s, self.room.work_s(num_prompt_tokens), promised, sent=False)
         if promised and due_at_s < self.now_s:
             return False
         prompts = [*self.prompts, new]
@@ -120,18 +147,22 @@ class PrefillQueue:
         # Its last step can be shared with prompts behind it.
         return done_in_s + min(sum(prompt.work_s for prompt in behind), self.full_step_s)
 
-    def _work_s(self, num_prompt_tokens: int) -> float:
-        model, max_step_tokens = current_perf_model(self.worker), self.worker.spec.max_step_tokens
-        return model.prefill_s(num_prompt_tokens, 0, max_step_tokens)
 
+def prefill_queue(
+    worker: WorkerSnapshot, now_s: float, new: RequestSpec | None = None
+) -> PrefillQueue:
+    """What a worker that prefills has to do at `now_s`.
 
-def prefill_queue(worker: WorkerSnapshot, now_s: float) -> PrefillQueue:
-    """What a prefill worker has to do at `now_s`."""
-    model, max_step_tokens = current_perf_model(worker), worker.spec.max_step_tokens
-    full_step_s = model.step_s(StepShape(chunks=(PrefillChunk(max_step_tokens, 0),)))
+    Args:
+        worker: as it is now.
+        now_s: the present.
+        new: counts among those that a decode worker decodes.
+    """
+    room = _step_room(worker, new)
+    full_step_s = room.step_s(room.num_tokens)
     waiting = worker.requests[worker.requests["phase"] == PREFILL]
     prompts = tuple(
-        _Prompt(due_at_s, model.prefill_s(num_tokens, 0, max_step_tokens), bool(promised), sent)
+        _Prompt(due_at_s, room.work_s(num_tokens), bool(promised), sent)
         for due_at_s, num_tokens, promised, sent in zip(
             waiting["prefill_due_at_s"].tolist(),
             waiting["num_prompt_tokens"].tolist(),
@@ -145,13 +176,34 @@ def prefill_queue(worker: WorkerSnapshot, now_s: float) -> PrefillQueue:
     first_sent_at_s = float(waiting["arrives_at_s"].min(initial=math.inf))
     busy_since_s = max(min(first_sent_at_s, now_s), worker.last_prefill_ended_at_s)
     total_s = sum(prompt.work_s for prompt in prompts)
+    done_s = max(0.0, min(now_s - busy_since_s, total_s - full_step_s))
+    if worker.spec.role is WorkerRole.DECODE:
+        # How much of its steps went to decodes that have ended since is not known.
+        done_s = 0.0
     return PrefillQueue(
-        worker=worker,
         now_s=now_s,
+        room=room,
         prompts=prompts,
-        done_s=max(0.0, min(now_s - busy_since_s, total_s - full_step_s)),
+        done_s=done_s,
         full_step_s=full_step_s,
-        smallest_step_s=model.step_s(StepShape(chunks=(PrefillChunk(1, 0),))),
+        smallest_step_s=room.step_s(1),
+    )
+
+
+def _step_room(worker: WorkerSnapshot, new: RequestSpec | None) -> _StepRoom:
+    model, spec, records = current_perf_model(worker), worker.spec, worker.requests
+    if spec.role is WorkerRole.PREFILL:
+        return _StepRoom(model, spec.max_step_tokens, 0.0)
+    num_decodes = len(records)
+    num_context_tokens = int((records["num_prompt_tokens"] + records["num_output_bound"]).sum())
+    if new is not None:
+        num_decodes += 1
+        num_context_tokens += new.num_prompt_tokens + new.sampling.max_tokens
+    return _StepRoom(
+        model,
+        max(1, spec.max_step_tokens - num_decodes),
+        (model.token_s + model.sequence_s) * num_decodes
+        + model.context_token_s * num_context_tokens,
     )
 
 
@@ -185,4 +237,25 @@ def decode_step_s(worker: WorkerSnapshot, num_prompt_tokens: int = 0, max_tokens
             + num_prompt_tokens
             + max_tokens,
         )
+    )
+
+
+def longest_step_s(worker: WorkerSnapshot, new: RequestSpec) -> float:
+    """Longest step of a decode worker with one more request, which looks at no deadlines.
+
+    As `decode_step_s`; where prompts are computed, too, the step is full of them, and each of
+    their tokens attends to all of the longest prompt.
+    """
+    max_tokens = new.sampling.max_tokens
+    num_waiting = int((worker.requests["phase"] == PREFILL).sum())
+    if not worker.spec.prefills_locally and num_waiting == 0:
+        return decode_step_s(worker, new.num_prompt_tokens, max_tokens)
+    room, records = _step_room(worker, new), worker.requests
+    longest_prompt = max(int(records["num_prompt_tokens"].max(initial=0)), new.num_prompt_tokens)
+    num_prompts = 1 + num_waiting
+    attention = room.num_tokens * longest_prompt
+    return (
+        room.step_s(room.num_tokens)
+        + room.model.prefill_attention_s * attention
+        + room.model.chunk_s * (num_prompts - 1)
     )

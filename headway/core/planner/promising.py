@@ -205,7 +205,7 @@ class PromisePolicy:
             order = order[::-1]
         prefills, decodes = view.workers["prefills"], view.workers["decodes"]
         for w in order.tolist():
-            if prefills[w] and decodes[w]:
+            if prefills[w] and decodes[w] and (view.allowed is None or view.allowed[w, w]):
                 yield w, w
         for p in order.tolist():
             if prefills[p] and not decodes[p]:
@@ -259,8 +259,15 @@ class PromisePolicy:
         free_at_s: float,
     ) -> tuple[Limit, Answer]:
         if p == d:
-            found, _ = self._probe(view.requests[new], p, view, now_s, length_s, free_at_s)
-            return _LIMITS.get(found, Limit.NONE), Answer(Verdict.SERVE, p, p)
+            record = view.requests[new : new + 1].copy()[0]
+            handover_s = 0.0
+            if view.local_handover_s is not None:
+                handover_s = float(view.local_handover_s[p])
+                record["prefill_due_at_s"] -= handover_s
+                record["next_due_at_s"] -= handover_s
+            found, computed_at_s = self._probe(record, p, view, now_s, length_s, free_at_s)
+            answer = Answer(Verdict.SERVE, p, p, 0.0, handover_s, computed_at_s)
+            return _LIMITS.get(found, Limit.NONE), answer
         record = view.requests[new : new + 1].copy()[0]
         handover_s = self._handover_s(p, d, view, now_s, longest_s)
         promised = bool(record["guaranteed"])

@@ -18,10 +18,18 @@ from headway.config import EmulatedConfig
 from headway.core.batch_state import DECODE
 from headway.core.cluster import WorkerRole
 from headway.core.perf_model import PerfModel, PrefillChunk, StepShape
-from headway.core.request import Sampling
+from headway.core.request import FinishReason, Sampling
 from headway.core.slo import Promise, StageSlo
 from headway.errors import ConfigError, EngineFailed, KvTransferFailed
-from headway.ports import DecodeJob, EngineFinished, EngineTokens, KvTarget, PrefillJob
+from headway.ports import (
+    DecodeItem,
+    DecodeJob,
+    EngineFinished,
+    EngineTokens,
+    KvTarget,
+    PrefillJob,
+    PrefillResult,
+)
 from tests.emulated_workers import emulated_config, eventually, write_profile
 
 NOWHERE = KvTarget("127.0.0.1:1", "transfer", b"ticket")
@@ -186,6 +194,11 @@ def decode_job(engine: EmulatedEngine, name: str, max_tokens: int) -> DecodeJob:
     return DecodeJob(name, prompt, Sampling(max_tokens), engine.mint_target(name), 0, 30.0)
 
 
+def prefill_job(job: DecodeJob, due_s: float | None = None) -> PrefillJob:
+    assert job.target is not None
+    return PrefillJob(job.request_id, job.prompt_token_ids, job.target, due_s)
+
+
 @pytest.fixture
 def profile(tmp_path: Path) -> Path:
     return write_profile(tmp_path / "profile.toml", step_s=0.004)
@@ -208,12 +221,10 @@ async def engines(profile: Path) -> AsyncIterator[tuple[EmulatedEngine, Emulated
 
 async def generate(
     engines: tuple[EmulatedEngine, EmulatedEngine], name: str, max_tokens: int
-) -> list[EngineTokens | EngineFinished]:
+) -> list[DecodeItem]:
     prefill, decode = engines
     job = decode_job(decode, name, max_tokens)
-    sending = asyncio.create_task(
-        prefill.prefill(PrefillJob(name, job.prompt_token_ids, job.target))
-    )
+    sending = asyncio.create_task(prefill.prefill(prefill_job(job)))
     events = [event async for event in decode.decode(job)]
     await sending
     return events
@@ -225,9 +236,7 @@ async def test_a_slow_reader_gets_the_tokens_of_several_steps_at_once(
     prefill, decode = engines
     job = decode_job(decode, "slow", 20)
     events = decode.decode(job)
-    sending = asyncio.create_task(
-        prefill.prefill(PrefillJob("slow", job.prompt_token_ids, job.target))
-    )
+    sending = asyncio.create_task(prefill.prefill(prefill_job(job)))
     first = await anext(events)
     assert isinstance(first, EngineTokens)
     # Another request of the same length, started later, ends later.
@@ -302,11 +311,9 @@ async def test_a_promised_request_gets_the_blocks_of_best_effort_ones(profile: P
             "hurried", prompt, Sampling(200), decode.mint_target("hurried"), 0, 30.0, promise
         )
 
-        async def run(job: DecodeJob) -> list[EngineTokens | EngineFinished]:
+        async def run(job: DecodeJob) -> list[DecodeItem]:
             due_s = None if job.promise is None else 5.0
-            sending = asyncio.create_task(
-                prefill.prefill(PrefillJob(job.request_id, job.prompt_token_ids, job.target, due_s))
-            )
+            sending = asyncio.create_task(prefill.prefill(prefill_job(job, due_s)))
             events = [event async for event in decode.decode(job)]
             await sending
             return events
@@ -337,9 +344,7 @@ async def test_decode_steps_are_charged_for_their_context(
     prefill, decode = engines
     num_tokens = 0
     job = decode_job(decode, "charged", 5)
-    sending = asyncio.create_task(
-        prefill.prefill(PrefillJob("charged", job.prompt_token_ids, job.target))
-    )
+    sending = asyncio.create_task(prefill.prefill(prefill_job(job)))
     async for event in decode.decode(job):
         if isinstance(event, EngineTokens):
             num_tokens += len(event.token_ids)
@@ -349,3 +354,79 @@ async def test_decode_steps_are_charged_for_their_context(
             expected = StepShape((), 1, num_context) if num_tokens < 5 else None
             assert shape == expected
     await sending
+
+
+# Prompts that a decode engine computes itself.
+
+
+def local_job(name: str, num_tokens: int, max_tokens: int, due_s: float | None = None) -> DecodeJob:
+    promise = None if due_s is None else Promise(due_s, (StageSlo(1.0),))
+    return DecodeJob(
+        name,
+        (7,) * num_tokens,
+        Sampling(max_tokens),
+        None,
+        int(promise is None),
+        30.0,
+        promise,
+        prefill_due_s=due_s,
+    )
+
+
+async def items_of(engine: EmulatedEngine, job: DecodeJob) -> list[DecodeItem]:
+    return [item async for item in engine.decode(job)]
+
+
+def tokens_of(items: list[DecodeItem]) -> list[int]:
+    return [
+        token_id for item in items if isinstance(item, EngineTokens) for token_id in item.token_ids
+    ]
+
+
+async def test_a_prompt_computed_by_the_decode_engine_gives_the_same_tokens(
+    engines: tuple[EmulatedEngine, EmulatedEngine],
+) -> None:
+    moved = await generate(engines, "same", 12)
+    decode = engines[1]
+    job = DecodeJob("same", tuple(b"same"), Sampling(12), None, 1, 30.0)
+    here = await items_of(decode, job)
+    assert tokens_of(here) == tokens_of(moved)
+    assert isinstance(here[0], PrefillResult)
+    assert sum(isinstance(item, PrefillResult) for item in here) == 1
+    assert here[-1] == EngineFinished(FinishReason.LENGTH, 0, None)
+    load = await decode.load()
+    assert load.num_free_kv_blocks == 64
+    assert load.resources.num_kv_blocks_created == load.resources.num_kv_blocks_released > 0
+
+
+async def test_prompts_and_decodes_share_the_steps_of_one_engine(profile: Path) -> None:
+    decode = await open_engine(profile, WorkerRole.DECODE, max_step_tokens=8)
+    work = decode._work
+    try:
+        first = asyncio.create_task(items_of(decode, local_job("first", 4, 30, due_s=20.0)))
+        await eventually(decode.load, lambda load: load.num_running == 1)
+        second = asyncio.create_task(items_of(decode, local_job("second", 40, 2, due_s=10.0)))
+        await eventually(decode.load, lambda load: load.num_running == 2)
+        assert set(work.batch.grants) <= {"first", "second"}
+        result = (await second)[0]
+        assert isinstance(result, PrefillResult)
+        # At most seven of 40 tokens fit in a step beside the other one's, and each takes 4 ms.
+        assert result.computed_s >= 5 * 0.004 - 0.002
+        assert not first.done()
+        await first
+    finally:
+        await decode.close()
+
+
+async def test_a_cancelled_prompt_gives_its_blocks_back(profile: Path) -> None:
+    decode = await open_engine(profile, WorkerRole.DECODE, max_step_tokens=8)
+    try:
+        running = asyncio.create_task(items_of(decode, local_job("long", 200, 5)))
+        await eventually(decode.load, lambda load: load.num_free_kv_blocks < 64)
+        running.cancel()
+        await asyncio.wait([running])
+        load = await decode.load()
+        assert (load.num_running, load.num_waiting, load.num_free_kv_blocks) == (0, 0, 64)
+        assert load.resources.num_slots_created == load.resources.num_slots_released == 1
+    finally:
+        await decode.close()

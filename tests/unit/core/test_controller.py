@@ -22,9 +22,12 @@ from headway.core.events import (
     PrefillComputed,
     RelayTokens,
     RequestArrived,
+    RoleAsked,
+    RoleTaken,
     SendAdmission,
     SendFinished,
     SendRefusal,
+    SetRole,
     StartDecode,
     StartPrefill,
     TimePassed,
@@ -41,6 +44,7 @@ from tests.core_objects import request, slo, worker_spec
 
 PREFILL = worker_spec(WorkerRole.PREFILL)
 DECODE = worker_spec(WorkerRole.DECODE)
+BOTH = worker_spec(WorkerRole.DECODE, prefills_locally=True)
 NEW_DECODE = worker_spec(WorkerRole.DECODE, incarnation="second")
 
 RESERVED = DecodeReserved("r", b"target")
@@ -401,7 +405,9 @@ def any_event() -> st.SearchStrategy[Event]:
         st.builds(CancelRequested, ids, st.sampled_from(list(CancelCause))),
         st.just(TimePassed()),
         st.sampled_from([PREFILL_LOST, DECODE_LOST]),
-        st.sampled_from([WorkerJoined(PREFILL), WorkerJoined(DECODE)]),
+        st.sampled_from([WorkerJoined(PREFILL), WorkerJoined(DECODE), WorkerJoined(BOTH)]),
+        st.builds(RoleAsked, st.just("decode-0"), st.booleans()),
+        st.builds(RoleTaken, st.just("decode-0"), st.just("first"), st.booleans()),
         st.just(WorkerReported("prefill-0", "first", WorkerLoad())),
         st.sampled_from(
             [arrived(request(n, max_tokens=4, slo=slo(), deadline_s=2.0)) for n in "ab"]
@@ -448,7 +454,7 @@ def _request_id(effect: Effect) -> str | None:
     match effect:
         case SendAdmission(request=spec) | StartDecode(request=spec) | StartPrefill(request=spec):
             return spec.request_id
-        case WakeAt():
+        case WakeAt() | SetRole():
             return None
         case _:
             return effect.request_id

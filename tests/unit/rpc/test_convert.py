@@ -73,6 +73,7 @@ def test_load(load: WorkerLoad) -> None:
         kv_bytes_per_token=counts,
         perf_model=st.builds(PerfModel, *[costs] * 7),
         forms_steps_by_deadline=st.booleans(),
+        prefills_locally=st.booleans(),
     )
 )
 def test_registration(spec: WorkerSpec) -> None:

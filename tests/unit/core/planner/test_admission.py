@@ -334,3 +334,83 @@ def test_decode_pace_holds_for_everybody_until_the_end() -> None:
     longest_s = DECODE_SPEC.perf_model.decode_step_s([200] * len(running))
     assert 20 < len(running) < 100
     assert longest_s <= 0.05
+
+
+# Decode workers that prefill.
+
+BOTH_SPEC = worker_spec(WorkerRole.DECODE, prefills_locally=True)
+
+
+def both_worker(*requests: dict[str, float]) -> WorkerSnapshot:
+    return decode_worker(*requests, spec=BOTH_SPEC)
+
+
+def given_local(num_tokens: int, due_at_s: float = math.inf) -> dict[str, float]:
+    """Fields of a prompt on a decode worker that computes it."""
+    fields = given_prompt(num_tokens, guaranteed=math.isfinite(due_at_s), due_at_s=due_at_s)
+    pace = {"tpot_s": 1.0, "later_tpot_s": 1.0, "num_stage_tokens_left": -1}
+    return {**fields, **pace, "leaves_after_prefill": 0, "num_output_bound": 10}
+
+
+def test_a_decode_worker_that_prefills_needs_no_other() -> None:
+    decision = policy().decide(request(slo=slo(tpot_s=0.2)), cluster(both_worker()))
+    assert isinstance(decision, Guarantee)
+    assert decision.placement.is_local
+    # No step comes after the prompt's last one.
+    assert decision.placement.predicted_ttft_s == pytest.approx(0.1, rel=0.15)
+    assert decision.placement.handover_allowance_s == 0.0
+    placed = policy().place_best_effort(request(), cluster(both_worker()))
+    assert placed is not None
+    assert placed.is_local
+
+
+def test_what_no_worker_holds_whole_may_still_be_held_in_parts_elsewhere() -> None:
+    small = replace(both_worker(), spec=replace(BOTH_SPEC, num_kv_blocks=19))
+    refusal = policy().decide(request(), cluster(small))
+    assert isinstance(refusal, Refuse)
+    assert refusal.binding_constraint is Constraint.TOO_LARGE
+    assert policy().decide(
+        request(),
+        cluster(small, prefill_worker(), decode_worker(spec=worker_spec(WorkerRole.DECODE, 1))),
+    ) == ServeBestEffort(Constraint.NOT_ASKED)
+
+
+@pytest.mark.parametrize(
+    ("worker", "asked", "binding"),
+    [
+        # Each step is full of prompt: 100 tokens, and those that decode.
+        (both_worker(), slo(tpot_s=0.1), Constraint.DECODE_RATE),
+        (both_worker(given_decode(tpot_s=0.1)), slo(tpot_s=0.2), Constraint.DECODE_RATE),
+        (both_worker(given_local(100, due_at_s=0.25)), slo(tpot_s=0.2), Constraint.PREFILL_TIME),
+        (both_worker(given_local(950)), slo(tpot_s=0.2), Constraint.PREFILL_TIME),
+        (replace(both_worker(), local_overhead_s=0.95), slo(tpot_s=0.2), Constraint.PREFILL_TIME),
+    ],
+)
+def test_each_constraint_stands_against_doing_both_phases(
+    worker: WorkerSnapshot, asked: Slo, binding: Constraint
+) -> None:
+    assert policy().decide(request(slo=asked), cluster(worker)) == ServeBestEffort(binding)
+
+
+def test_a_prompt_moves_when_the_decode_worker_has_too_many() -> None:
+    busy = both_worker(given_local(850))
+    decision = policy().decide(request(slo=slo(tpot_s=0.5)), cluster(prefill_worker(), busy))
+    assert isinstance(decision, Guarantee)
+    assert decision.placement.prefill_worker_id == "prefill-0"
+
+
+def test_pages_do_not_go_where_one_more_decode_makes_a_prompt_late() -> None:
+    tight = both_worker(given_local(100, due_at_s=0.12))
+    asked = request(slo=slo(ttft_s=10.0, tpot_s=0.5))
+    assert policy().decide(asked, cluster(prefill_worker(), tight)) == ServeBestEffort(
+        Constraint.PREFILL_TIME
+    )
+
+
+def test_a_worker_for_both_phases_that_forms_its_steps_may_promise_a_tight_pace() -> None:
+    spec = replace(BOTH_SPEC, forms_steps_by_deadline=True)
+    decision = policy().decide(request(slo=slo(tpot_s=0.05)), cluster(decode_worker(spec=spec)))
+    assert isinstance(decision, Guarantee)
+    assert decision.placement.is_local
+    assert decision.placement.step_cap_s is not None
+    assert decision.placement.step_cap_s <= 0.05
