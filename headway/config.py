@@ -199,6 +199,31 @@ class MemoryConfig(_Section):
     num_gpus: Count
 
 
+class MeasurementConfig(_Section):
+    """How `headway profile` came to a perf model, and how far it is off.
+
+    Attributes:
+        command: measures it again.
+        num_fitted, num_held_out: steps that the model was fitted to, and checked on.
+        r2: of the held-out steps, as are the relative errors |predicted / measured - 1|.
+    """
+
+    date: str
+    command: str
+    model: str
+    dtype: str
+    vllm: str
+    torch: str
+    num_cores: Count
+    num_fitted: Count
+    num_held_out: Count
+    r2: float
+    mean_error_ratio: NonNegative
+    p50_error_ratio: NonNegative
+    p90_error_ratio: NonNegative
+    p99_error_ratio: NonNegative
+
+
 class Profile(_Section):
     """A perf model with where it comes from, and what a simulation needs; see profiles/."""
 
@@ -208,6 +233,7 @@ class Profile(_Section):
     truth: StepTimeConfig | None = None
     draft: DraftConfig | None = None
     memory: MemoryConfig | None = None
+    measurement: MeasurementConfig | None = None
 
 
 RootT = TypeVar("RootT", bound=BaseModel)

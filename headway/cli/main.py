@@ -120,6 +120,38 @@ def demo(
 
 
 @app.command()
+def profile(
+    *,
+    config: Annotated[
+        Path, typer.Option(help="Deployment whose engine is measured; stop the stack first.")
+    ] = Path("configs/local.toml"),
+    out: Annotated[
+        Path, typer.Option(help="Write the profile here; a plot goes beside it.")
+    ] = Path("out/profile.toml"),
+    points: Annotated[
+        int, typer.Option(help="Steps to fit to; half as many more check the fit.", min=30)
+    ] = 60,
+    drafts: Annotated[
+        int, typer.Option(help="Longest draft of n-gram speculation; 0 for none.", min=0)
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed, same steps.", min=0)] = 0,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether engine.profile fits this machine.")
+    ] = False,
+) -> None:
+    """Measure how long the steps of a real engine take, and fit what the planner predicts by."""
+    from headway.cli.profile import ProfileCommand  # noqa: PLC0415  # keeps --help fast
+
+    command = ProfileCommand(
+        config, max_drafted=drafts, seed=seed, console=Console(highlight=False)
+    )
+    if not check:
+        command.measure(points, out)
+    elif not command.check().fits:
+        raise typer.Exit(1)
+
+
+@app.command()
 def simulate(
     *,
     config: Annotated[
