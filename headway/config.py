@@ -85,7 +85,12 @@ class VllmConfig(_Section):
 
 
 class EmulatedConfig(_Section):
-    """An engine that takes the time a profile says and emits tokens = f(prompt, index)."""
+    """An engine that takes the time a profile says and emits tokens = f(prompt, index).
+
+    Attributes:
+        step_time_ratio: steps take so many times what the profile says, as on a device that it
+            was not measured on.
+    """
 
     kind: Literal["emulated"]
     profile: str
@@ -95,6 +100,7 @@ class EmulatedConfig(_Section):
     kv_block_size: Count = 16
     num_kv_blocks: Count = 16384
     kv_bytes_per_token: Count = 64
+    step_time_ratio: Positive = 1.0
     seed: int = 0
 
 

@@ -92,6 +92,34 @@ def bench(
 
 
 @app.command()
+def verify(
+    *,
+    address: Address = DEFAULT_ADDRESS,
+    mix: Annotated[Path, typer.Option(help="What to ask for; see configs/workloads/.")] = Path(
+        "configs/workloads/mixed.toml"
+    ),
+    rate: Annotated[float, typer.Option(help="Requests per second.")] = 1.0,
+    duration_s: Annotated[float, typer.Option(help="Send for so long.")] = 30.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same load.")] = 0,
+    attainment: Annotated[
+        float, typer.Option(help="Share of each tier's promises to be kept.", min=0.0, max=1.0)
+    ] = 0.99,
+    json: Annotated[Path | None, typer.Option(help="Write the results here as JSON.")] = None,
+    junit: Annotated[
+        Path | None, typer.Option(help="Write the checks here as JUnit XML, for CI.")
+    ] = None,
+) -> None:
+    """Check that a running stack keeps its promises and the API's rules; exit status 1 if not."""
+    from headway.cli.verify import DeclaredLoad, Verify  # noqa: PLC0415  # keeps --help fast
+
+    if rate <= 0 or duration_s <= 0:
+        raise typer.BadParameter("--rate and --duration-s must be above 0")
+    load = DeclaredLoad(mix, rate, duration_s, seed)
+    if not Verify(address, load, attainment).run(json, junit):
+        raise typer.Exit(1)
+
+
+@app.command()
 def model(
     path: Annotated[Path, typer.Argument(help="Folder to write it to.")] = Path("models")
     / MODEL_NAME,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -31,7 +32,7 @@ from headway.errors import ConfigError
 # Of the points that the model is fitted to.
 _HELD_OUT_RATIO = 0.5
 # Steps of each point; the median of them counts.
-_NUM_REPEATS = 5
+_NUM_REPEATS = 3
 _NUM_CHECK_POINTS = 12
 # What is believed of a model before its first step (core.residual) is worth so much: beyond it
 # the first promises are made on wrong times.
@@ -39,6 +40,10 @@ _MEDIAN_LIMITS = (0.8, 1.25)
 _MAX_P90_ERROR_RATIO = 0.25
 # A fit that is worse is worth a warning.
 _GOOD_R2, _GOOD_P90_ERROR_RATIO = 0.95, 0.15
+
+
+# Steps of one point.
+Repeats = list[StepSample]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,10 @@ class ProfileCommand:
             EngineFailed: it did not run.
         """
         counts = (num_points, round(_HELD_OUT_RATIO * num_points))
-        (fitted, held_out), facts = self._measure(counts)
+        measured, facts = self._measure(counts)
+        # Before all else: they took the time.
+        _write_steps(measured, out.with_suffix(".steps.jsonl"))
+        fitted, held_out = ([median_sample(steps) for steps in part] for part in measured)
         try:
             model = fit(fitted, held_out)
         except ValueError as error:
@@ -98,7 +106,8 @@ class ProfileCommand:
         if model.r2 < _GOOD_R2 or model.p90_error_ratio > _GOOD_P90_ERROR_RATIO:
             self._say("That is a poor fit: was the machine busy with something else?")
         plotted = self._plot(profile, held_out, out.with_suffix(".svg"))
-        self._say(f"written to {out}" + (f" and {out.with_suffix('.svg')}" if plotted else ""))
+        beside = ".steps.jsonl and .svg" if plotted else ".steps.jsonl"
+        self._say(f"written to {out}, with {beside} beside it")
         return profile
 
     def check(self) -> Verdict:
@@ -110,8 +119,8 @@ class ProfileCommand:
         """
         path = Path(self._engine.profile)
         profile = load_full_profile(path)
-        (steps,), _ = self._measure((_NUM_CHECK_POINTS,))
-        verdict = judge(profile, steps)
+        (measured,), _ = self._measure((_NUM_CHECK_POINTS,))
+        verdict = judge(profile, [median_sample(steps) for steps in measured])
         self._say(
             f"{verdict.num_steps} steps: measured / predicted is {verdict.median_ratio:.2f} "
             f"(median), and {100 * verdict.p90_error_ratio:.0f} % off from that at p90"
@@ -126,7 +135,7 @@ class ProfileCommand:
             )
         return verdict
 
-    def _measure(self, counts: Sequence[int]) -> tuple[list[list[StepSample]], EngineFacts]:
+    def _measure(self, counts: Sequence[int]) -> tuple[list[list[Repeats]], EngineFacts]:
         """Measure that many points of designs of their own."""
         self._say(f"starting vLLM with {self._config.model.name}")
         with SteppedEngine(self._config, self._max_drafted) as engine:
@@ -136,12 +145,11 @@ class ProfileCommand:
             ]
             measured = iter(self._run(engine, [point for points in designs for point in points]))
         return [
-            [step for step in islice(measured, len(points)) if step is not None]
-            for points in designs
+            [steps for steps in islice(measured, len(points)) if steps] for points in designs
         ], engine.facts
 
-    def _run(self, engine: SteppedEngine, points: Sequence[StepPoint]) -> list[StepSample | None]:
-        """The median step of each point; None of a point that vLLM would not make a step of.
+    def _run(self, engine: SteppedEngine, points: Sequence[StepPoint]) -> list[Repeats]:
+        """The steps of each point; none of a point that vLLM would not make a step of.
 
         All points are measured once before any is measured again, each time in another random
         order: what disturbs the machine for a while then hits one step of many points, and not
@@ -154,7 +162,7 @@ class ProfileCommand:
             TimeRemainingColumn(),
         )
         generator = np.random.default_rng(self._seed)
-        repeats: list[list[StepSample]] = [[] for _ in points]
+        repeats: list[Repeats] = [[] for _ in points]
         with Progress(
             *columns,
             console=self._console,
@@ -170,7 +178,7 @@ class ProfileCommand:
                     if step is not None and number > 0:
                         repeats[index].append(step)
                     progress.advance(task)
-        return [median_sample(steps) if steps else None for steps in repeats]
+        return repeats
 
     def _plot(self, profile: Profile, steps: Sequence[StepSample], path: Path) -> bool:
         try:
@@ -193,6 +201,21 @@ def judge(profile: Profile, steps: Sequence[StepSample]) -> Verdict:
     median = float(np.median(ratios))
     errors = np.abs(ratios / median - 1.0)
     return Verdict(len(steps), median, float(np.quantile(errors, 0.9)))
+
+
+def _write_steps(measured: Sequence[Sequence[Repeats]], path: Path) -> None:
+    """One line for each point, so that anybody can fit them again."""
+    lines = [
+        json.dumps(
+            {"held_out": number > 0}
+            | asdict(steps[0])
+            | {"duration_s": [round(step.duration_s, 6) for step in steps]}
+        )
+        for number, points in enumerate(measured)
+        for steps in points
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _predicted_s(profile: Profile, steps: Sequence[StepSample]) -> Floats:
