@@ -170,6 +170,8 @@ def profile(
     """Measure how long the steps of a real engine take, and fit what the planner predicts by."""
     from headway.cli.profile import ProfileCommand  # noqa: PLC0415  # keeps --help fast
 
+    if out.suffix != ".toml":
+        raise typer.BadParameter("--out must end in .toml")
     command = ProfileCommand(
         config, max_drafted=drafts, seed=seed, console=Console(highlight=False)
     )
