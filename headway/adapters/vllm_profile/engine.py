@@ -10,8 +10,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from headway.adapters.process import bind_to_cores
 from headway.adapters.vllm_start import check_engine, engine_arguments, prepare_process
-from headway.config import Config, PoolConfig, VllmConfig
+from headway.config import Config, VllmConfig
 from headway.core.cluster import WorkerRole
 from headway.core.perf_fit import StepSample
 from headway.core.perf_model import PrefillChunk
@@ -72,7 +73,8 @@ class SteppedEngine:
         prepare_process(engine, WorkerRole.DECODE, pool, 0)
         # The engine runs here, not in a process of its own. Read when vLLM is imported.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        _bind(pool)
+        if pool.cores:
+            bind_to_cores(pool.cores[0], "decode.cores")
         self._llm = _start(engine_arguments(config, engine), max_drafted)
         core = self._llm.engine_core.engine_core
         self._scheduler = core.scheduler
@@ -179,11 +181,6 @@ class SteppedEngine:
         self._llm.abort_request(list(request_ids), internal=True)
         while self._llm.has_unfinished_requests() or self._scheduler.requests:
             self._step()
-
-
-def _bind(pool: PoolConfig) -> None:
-    if pool.cores:
-        os.sched_setaffinity(0, pool.cores[0])
 
 
 def _start(arguments: dict[str, Any], max_drafted: int) -> Any:
