@@ -211,6 +211,7 @@ class MeasurementConfig(_Section):
     Attributes:
         command: measures it again.
         num_fitted, num_held_out: steps that the model was fitted to, and checked on.
+        p50_spread_ratio: by how much steps of one shape differed, (longest - shortest) / median.
         r2: of the held-out steps, as are the relative errors |predicted / measured - 1|.
     """
 
@@ -223,6 +224,7 @@ class MeasurementConfig(_Section):
     num_cores: Count
     num_fitted: Count
     num_held_out: Count
+    p50_spread_ratio: NonNegative
     r2: float
     mean_error_ratio: NonNegative
     p50_error_ratio: NonNegative

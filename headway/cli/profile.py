@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from headway.adapters.profile_file import write_profile
 from headway.adapters.vllm_profile.engine import NUM_STEPS, EngineFacts, SteppedEngine
+from headway.adapters.vllm_profile.measure import NUM_REPEATS, Repeats, measure, spread
 from headway.config import (
     Config,
     DraftConfig,
@@ -31,8 +32,6 @@ from headway.errors import ConfigError
 
 # Of the points that the model is fitted to.
 _HELD_OUT_RATIO = 0.5
-# Steps of each point; the median of them counts.
-_NUM_REPEATS = 3
 _NUM_CHECK_POINTS = 12
 # What is believed of a model before its first step (core.residual) is worth so much: beyond it
 # the first promises are made on wrong times.
@@ -40,10 +39,6 @@ _MEDIAN_LIMITS = (0.8, 1.25)
 _MAX_P90_ERROR_RATIO = 0.25
 # A fit that is worse is worth a warning.
 _GOOD_R2, _GOOD_P90_ERROR_RATIO = 0.95, 0.15
-
-
-# Steps of one point.
-Repeats = list[StepSample]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +90,20 @@ class ProfileCommand:
         # Before all else: they took the time.
         _write_steps(measured, out.with_suffix(".steps.jsonl"))
         fitted, held_out = ([median_sample(steps) for steps in part] for part in measured)
+        p50_spread = float(np.median([spread(steps) for part in measured for steps in part]))
         try:
             model = fit(fitted, held_out)
         except ValueError as error:
             raise ConfigError(f"no model can be fitted to these steps: {error}") from error
         command = f"{self._command} --points {num_points} --seed {self._seed} --out {out}"
-        profile = _profile(self._config, facts, model, command, with_drafts=self._max_drafted > 0)
+        profile = _profile(self._config, facts, model, p50_spread, command)
         write_profile(profile, out)
         self._say(_summary(model))
         if model.r2 < _GOOD_R2 or model.p90_error_ratio > _GOOD_P90_ERROR_RATIO:
-            self._say("That is a poor fit: was the machine busy with something else?")
+            self._say(
+                f"That is a poor fit. Steps of one shape differed by {p50_spread:.0%} (median); "
+                "much more than 10 % means that the machine was busy with something else"
+            )
         plotted = self._plot(profile, held_out, out.with_suffix(".svg"))
         beside = ".steps.jsonl and .svg" if plotted else ".steps.jsonl"
         self._say(f"written to {out}, with {beside} beside it")
@@ -149,36 +148,26 @@ class ProfileCommand:
         ], engine.facts
 
     def _run(self, engine: SteppedEngine, points: Sequence[StepPoint]) -> list[Repeats]:
-        """The steps of each point; none of a point that vLLM would not make a step of.
-
-        All points are measured once before any is measured again, each time in another random
-        order: what disturbs the machine for a while then hits one step of many points, and not
-        all steps of one. The first time only warms up: it is when kernels are chosen.
-        """
+        """Measure with a progress bar."""
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("measuring"),
             BarColumn(),
             TextColumn("{task.completed:.0f} of {task.total:.0f} steps"),
             TimeRemainingColumn(),
         )
-        generator = np.random.default_rng(self._seed)
-        repeats: list[Repeats] = [[] for _ in points]
         with Progress(
             *columns,
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
         ) as progress:
-            task = progress.add_task("warming up", total=(1 + _NUM_REPEATS) * len(points))
-            engine.warm_up()
-            for number in range(1 + _NUM_REPEATS):
-                progress.update(task, description="measuring" if number else "warming up")
-                for index in generator.permutation(len(points)):
-                    step = engine.measure(points[index])
-                    if step is not None and number > 0:
-                        repeats[index].append(step)
-                    progress.advance(task)
-        return repeats
+            task = progress.add_task("measuring", total=None)
+            return measure(
+                engine,
+                points,
+                np.random.default_rng(self._seed),
+                lambda num_made, total: progress.update(task, completed=num_made, total=total),
+            )
 
     def _plot(self, profile: Profile, steps: Sequence[StepSample], path: Path) -> bool:
         try:
@@ -240,16 +229,17 @@ def _what_is_wrong(verdict: Verdict) -> str:
 
 
 def _profile(
-    config: Config, facts: EngineFacts, model: FittedModel, command: str, *, with_drafts: bool
+    config: Config, facts: EngineFacts, model: FittedModel, p50_spread: float, command: str
 ) -> Profile:
+    with_drafts = facts.max_drafted > 0
     speculation = ", with n-gram speculation" if with_drafts else ""
     return Profile(
         source=(
             f"{model.num_fitted} steps of vLLM {facts.vllm_version}{speculation}, each the median "
-            f"of {_NUM_REPEATS}, timed inside the engine from schedule to output; non-negative "
-            f"least squares of the relative error. On {model.num_held_out} other steps: R2 "
-            f"{model.r2:.3f}, absolute error: mean {model.mean_error_ratio:.1%}, 90th percentile "
-            f"{model.p90_error_ratio:.1%}."
+            f"of {NUM_REPEATS} or more, timed inside the engine from schedule to output; "
+            "non-negative least squares of the relative error. On "
+            f"{model.num_held_out} other steps: R2 {model.r2:.3f}, absolute error: mean "
+            f"{model.mean_error_ratio:.1%}, 90th percentile {model.p90_error_ratio:.1%}."
         ),
         measured_on=facts.device,
         perf_model=model.perf_model,
@@ -268,6 +258,7 @@ def _profile(
             num_cores=facts.num_cores,
             num_fitted=model.num_fitted,
             num_held_out=model.num_held_out,
+            p50_spread_ratio=p50_spread,
             r2=model.r2,
             mean_error_ratio=model.mean_error_ratio,
             p50_error_ratio=model.p50_error_ratio,

@@ -76,7 +76,7 @@ def test_every_designed_step_is_made_and_fitted(tmp_path: Path, model_dir: Path)
     assert {step["num_draft_rounds"] for step in steps} == set(range(MAX_DRAFTED + 1))
     assert any(step["num_decodes"] and step["num_chunks"] for step in steps)
     assert max(step["num_decode_context_tokens"] for step in steps) > 512
-    assert all(len(step["duration_s"]) == 3 and min(step["duration_s"]) > 0 for step in steps)
+    assert all(3 <= len(step["duration_s"]) <= 5 and min(step["duration_s"]) > 0 for step in steps)
 
 
 def test_a_profile_of_another_machine_is_found_out(tmp_path: Path, model_dir: Path) -> None:

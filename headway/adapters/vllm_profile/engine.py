@@ -39,6 +39,7 @@ class EngineFacts:
     device: str
     num_cores: int
     dtype: str
+    max_drafted: int
 
 
 class SteppedEngine:
@@ -89,7 +90,7 @@ class SteppedEngine:
             kv_block_size=described["kv_block_size"],
             max_drafted=max_drafted,
         )
-        self.facts = _facts(self._llm.model_config.dtype)
+        self.facts = _facts(self._llm.model_config.dtype, max_drafted)
 
     def __enter__(self) -> Self:
         return self
@@ -218,7 +219,7 @@ def _start(arguments: dict[str, Any], max_drafted: int) -> Any:
         raise EngineFailed(f"vLLM did not start: {error}") from error
 
 
-def _facts(dtype: Any) -> EngineFacts:
+def _facts(dtype: Any, max_drafted: int) -> EngineFacts:
     import torch  # noqa: PLC0415
     import vllm  # noqa: PLC0415
 
@@ -230,6 +231,7 @@ def _facts(dtype: Any) -> EngineFacts:
         device=f"one {torch.cuda.get_device_name()}" if on_gpu else _cpu_name(num_cores),
         num_cores=num_cores,
         dtype=str(dtype).removeprefix("torch."),
+        max_drafted=max_drafted,
     )
 
 

@@ -31,6 +31,7 @@ PROFILE = Profile(
         num_cores=1,
         num_fitted=60,
         num_held_out=30,
+        p50_spread_ratio=0.1,
         r2=1.0,
         mean_error_ratio=0.05,
         p50_error_ratio=0.04,

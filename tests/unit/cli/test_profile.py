@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from headway.adapters.vllm_profile.measure import spread
 from headway.cli.profile import judge
 from headway.cli.profile_plot import plot
 from headway.config import DraftConfig, Profile
@@ -66,3 +67,9 @@ def test_plot_shows_each_kind_of_step(tmp_path: Path) -> None:
     text = path.read_text()
     for label in ("prefill (6)", "decode (6)", "mixed (1)", "tiny, float32"):
         assert label in text
+
+
+def test_spread_is_relative_to_the_middle_step() -> None:
+    repeats = [replace(SHAPES[0], duration_s=duration_s) for duration_s in (0.10, 0.30, 0.11)]
+    assert spread(repeats) == pytest.approx(0.20 / 0.11)
+    assert spread(repeats[:1]) == spread([]) == 0.0
