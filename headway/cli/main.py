@@ -98,8 +98,8 @@ def verify(
     mix: Annotated[Path, typer.Option(help="What to ask for; see configs/workloads/.")] = Path(
         "configs/workloads/mixed.toml"
     ),
-    rate: Annotated[float, typer.Option(help="Requests per second.")] = 1.0,
-    duration_s: Annotated[float, typer.Option(help="Send for so long.")] = 30.0,
+    rate: Annotated[float, typer.Option(help="Requests per second.")] = 0.5,
+    duration_s: Annotated[float, typer.Option(help="Send for so long.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Same seed, same load.")] = 0,
     attainment: Annotated[
         float, typer.Option(help="Share of each tier's promises to be kept.", min=0.0, max=1.0)
