@@ -22,8 +22,8 @@ from headway.errors import ConfigError, EngineFailed
 if TYPE_CHECKING:
     from headway.adapters.vllm_kv.scheduler_side import MeasuredStep
 
-# That a point's decodes live through: admission, the measured one, and one or two more where
-# vLLM schedules ahead.
+# That a point's decodes may live through: admission, the measured one, and some where vLLM would
+# not take in all chunks at once.
 NUM_STEPS = 4
 # Single characters in byte-level vocabularies; every model has them.
 _FIRST_TOKEN_ID, _NUM_TOKEN_IDS = 32, 95
@@ -90,7 +90,7 @@ class SteppedEngine:
             kv_block_size=described["kv_block_size"],
             max_drafted=max_drafted,
         )
-        self.facts = _facts(self._llm.model_config.dtype, max_drafted)
+        self.facts = _facts(engine, self._llm.model_config.dtype, max_drafted)
 
     def __enter__(self) -> Self:
         return self
@@ -137,7 +137,7 @@ class SteppedEngine:
             self._add(chunk.num_context_tokens, num_new=chunk.num_tokens, max_tokens=1)
         self._draft(decode_ids, point.num_drafted)
         steps: list[MeasuredStep] = []
-        # One step, unless vLLM schedules the next one before it has the result of the last.
+        # One step, unless vLLM would not take in all chunks at once.
         while not steps or self._llm.get_num_unfinished_requests() > len(decode_ids):
             self._step()
             steps += self._steps.take_steps()
@@ -194,6 +194,8 @@ def _start(arguments: dict[str, Any], max_drafted: int) -> Any:
         # Every context shall have blocks of its own.
         "enable_prefix_caching": False,
         "skip_tokenizer_init": True,
+        # Else a step would begin before the one before it ends, and its drafts could not be set.
+        "async_scheduling": False,
         "kv_transfer_config": KVTransferConfig(
             kv_connector="ContextConnector",
             kv_connector_module_path="headway.adapters.vllm_profile.connector",
@@ -201,15 +203,11 @@ def _start(arguments: dict[str, Any], max_drafted: int) -> Any:
         ),
     }
     if max_drafted:
-        # Asynchronous scheduling would leave the drafts to the device, where none can be put.
-        arguments |= {
-            "async_scheduling": False,
-            "speculative_config": {
-                "method": "ngram",
-                "num_speculative_tokens": max_drafted,
-                "prompt_lookup_min": 2,
-                "prompt_lookup_max": 4,
-            },
+        arguments["speculative_config"] = {
+            "method": "ngram",
+            "num_speculative_tokens": max_drafted,
+            "prompt_lookup_min": 2,
+            "prompt_lookup_max": 4,
         }
     try:
         return LLMEngine.from_engine_args(EngineArgs(**arguments))
@@ -219,16 +217,19 @@ def _start(arguments: dict[str, Any], max_drafted: int) -> Any:
         raise EngineFailed(f"vLLM did not start: {error}") from error
 
 
-def _facts(dtype: Any, max_drafted: int) -> EngineFacts:
+def _facts(engine: VllmConfig, dtype: Any, max_drafted: int) -> EngineFacts:
     import torch  # noqa: PLC0415
     import vllm  # noqa: PLC0415
 
-    on_gpu = torch.cuda.is_available()
     num_cores = len(os.sched_getaffinity(0))
     return EngineFacts(
         vllm_version=vllm.__version__,
         torch_version=torch.__version__,
-        device=f"one {torch.cuda.get_device_name()}" if on_gpu else _cpu_name(num_cores),
+        device=(
+            f"one {torch.cuda.get_device_name()}"
+            if engine.device == "cuda"
+            else _cpu_name(num_cores)
+        ),
         num_cores=num_cores,
         dtype=str(dtype).removeprefix("torch."),
         max_drafted=max_drafted,
