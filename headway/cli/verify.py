@@ -118,12 +118,12 @@ def checks_of(tally: Tally, min_attained_ratio: float) -> list[Check]:
         checks += [
             _kept(shown, tier, min_attained_ratio),
             Check(
-                f"{shown}: every stream follows the rules",
+                f"{shown}: streams follow the rules",
                 not tier.violations,
                 _counts(tier.violations) or f"{tier.num_asked} streams",
             ),
             Check(
-                f"{shown}: every request admitted was served",
+                f"{shown}: what was admitted was served",
                 not tier.failures,
                 _counts(tier.failures) or f"{tier.num_succeeded} requests",
             ),
@@ -139,8 +139,7 @@ def _kept(name: str, tier: TierTally, min_attained_ratio: float) -> Check:
     return Check(
         title,
         ratio >= min_attained_ratio,
-        f"{tier.num_attained} of {tier.num_guaranteed}, {ratio:.1%}, "
-        f"at least {min_attained_ratio:.1%} asked for",
+        f"{tier.num_attained} of {tier.num_guaranteed}, {ratio:.1%} (>= {min_attained_ratio:.1%})",
     )
 
 

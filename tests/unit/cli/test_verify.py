@@ -59,7 +59,7 @@ def test_a_broken_stream_fails_whatever_the_times() -> None:
     tally.tier("chat").violations["TOKEN_INDEX_GAP"] += 2
     (check,) = [check for check in checks_of(tally, 0.99) if not check.passed]
     assert (check.name, check.seen) == (
-        "chat: every stream follows the rules",
+        "chat: streams follow the rules",
         "2 x TOKEN_INDEX_GAP",
     )
 
@@ -67,7 +67,7 @@ def test_a_broken_stream_fails_whatever_the_times() -> None:
 def test_a_request_that_failed_fails_even_without_a_promise() -> None:
     tally = tallied(num_kept=100, num_broken=0)
     tally.tier("best-effort").failures["WORKER_LOST"] += 1
-    assert failed(tally) == ["best-effort: every request admitted was served"]
+    assert failed(tally) == ["best-effort: what was admitted was served"]
 
 
 def test_junit_counts_and_carries_what_was_seen(tmp_path: Path) -> None:
