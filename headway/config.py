@@ -85,7 +85,12 @@ class VllmConfig(_Section):
 
 
 class EmulatedConfig(_Section):
-    """An engine that takes the time a profile says and emits tokens = f(prompt, index)."""
+    """An engine that takes the time a profile says and emits tokens = f(prompt, index).
+
+    Attributes:
+        step_time_ratio: steps take so many times what the profile says, as on a device that it
+            was not measured on.
+    """
 
     kind: Literal["emulated"]
     profile: str
@@ -95,6 +100,7 @@ class EmulatedConfig(_Section):
     kv_block_size: Count = 16
     num_kv_blocks: Count = 16384
     kv_bytes_per_token: Count = 64
+    step_time_ratio: Positive = 1.0
     seed: int = 0
 
 
@@ -212,6 +218,33 @@ class MemoryConfig(_Section):
     num_gpus: Count
 
 
+class MeasurementConfig(_Section):
+    """How `headway profile` came to a perf model, and how far it is off.
+
+    Attributes:
+        command: measures it again.
+        num_fitted, num_held_out: steps that the model was fitted to, and checked on.
+        p50_spread_ratio: by how much steps of one shape differed, (longest - shortest) / median.
+        r2: of the held-out steps, as are the relative errors |predicted / measured - 1|.
+    """
+
+    date: str
+    command: str
+    model: str
+    dtype: str
+    vllm: str
+    torch: str
+    num_cores: Count
+    num_fitted: Count
+    num_held_out: Count
+    p50_spread_ratio: NonNegative
+    r2: float
+    mean_error_ratio: NonNegative
+    p50_error_ratio: NonNegative
+    p90_error_ratio: NonNegative
+    p99_error_ratio: NonNegative
+
+
 class Profile(_Section):
     """A perf model with where it comes from, and what a simulation needs; see profiles/."""
 
@@ -221,6 +254,7 @@ class Profile(_Section):
     truth: StepTimeConfig | None = None
     draft: DraftConfig | None = None
     memory: MemoryConfig | None = None
+    measurement: MeasurementConfig | None = None
 
 
 RootT = TypeVar("RootT", bound=BaseModel)

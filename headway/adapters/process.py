@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Iterable
+
+from headway.errors import ConfigError
 
 # For processes that move KV pages, read by glibc when they start. Without it every buffer of
 # more than 128 KiB is given back to the kernel and the next one touches fresh pages, which is
@@ -38,3 +41,21 @@ def die_with_parent(parent_pid: int) -> None:
     # It may have died before the kernel was asked, and then no signal will ever come.
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def bind_to_cores(cores: Iterable[int], setting: str) -> None:
+    """Run this thread, and those that it starts from now on, on these cores only.
+
+    Args:
+        cores: their numbers.
+        setting: where they were named, for the error.
+
+    Raises:
+        ConfigError: this process may not use one of them.
+    """
+    wanted, allowed = set(cores), os.sched_getaffinity(0)
+    if missing := wanted - allowed:
+        raise ConfigError(
+            f"{setting}: this process may not use {sorted(missing)}, only {sorted(allowed)}"
+        )
+    os.sched_setaffinity(0, wanted)

@@ -35,8 +35,8 @@ def start_engine(
     engine = config.engine
     assert isinstance(engine, VllmConfig)
     pool = config.prefill if role is WorkerRole.PREFILL else config.decode
-    _check(config, engine, pool, replica)
-    _prepare_process(engine, role, pool, replica)
+    check_engine(config, engine, pool, replica)
+    prepare_process(engine, role, pool, replica)
     # Only now: vLLM and torch read the environment when they are imported.
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
     from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415
@@ -51,7 +51,12 @@ def start_engine(
         raise EngineFailed(f"vLLM did not start: {error}") from error
 
 
-def _check(config: Config, engine: VllmConfig, pool: PoolConfig, replica: int) -> None:
+def check_engine(config: Config, engine: VllmConfig, pool: PoolConfig, replica: int) -> None:
+    """Refuse what can be seen to be wrong without starting vLLM.
+
+    Raises:
+        ConfigError: it cannot run as configured.
+    """
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(f'vLLM is not installed: pip install "headway[{engine.device}]"')
     if pool.gpus and len(pool.gpus[replica]) != 1:
@@ -62,8 +67,8 @@ def _check(config: Config, engine: VllmConfig, pool: PoolConfig, replica: int) -
         raise ConfigError(f"no model in {config.model.path!r}: `headway model` prepares it")
 
 
-def _prepare_process(engine: VllmConfig, role: WorkerRole, pool: PoolConfig, replica: int) -> None:
-    """Set what the engine's process inherits: environment and cores."""
+def prepare_process(engine: VllmConfig, role: WorkerRole, pool: PoolConfig, replica: int) -> None:
+    """Set what the engine's process inherits: environment and number of threads."""
     os.environ["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["DO_NOT_TRACK"] = "1"
@@ -95,17 +100,10 @@ def _arguments(
     from headway.adapters.vllm_kv.engine_core import DiesWithParent  # noqa: PLC0415
 
     is_decode = role is WorkerRole.DECODE
-    arguments: dict[str, Any] = {
-        "model": config.model.path or config.model.name,
+    arguments = engine_arguments(config, engine) | {
         "served_model_name": config.model.name,
-        "dtype": engine.dtype,
-        "load_format": engine.load_format,
-        "max_model_len": engine.max_model_len,
-        "max_num_batched_tokens": engine.max_step_tokens,
-        "max_num_seqs": engine.max_num_running,
         "enable_prefix_caching": engine.prefix_caching,
         "scheduling_policy": "priority",
-        "use_tqdm_on_load": False,
         # A prefill engine neither reads nor writes text.
         "skip_tokenizer_init": not is_decode,
         "kv_transfer_config": KVTransferConfig(
@@ -120,11 +118,26 @@ def _arguments(
             },
         ),
     }
+    if otlp_endpoint:
+        arguments["otlp_traces_endpoint"] = otlp_endpoint
+    return arguments
+
+
+def engine_arguments(config: Config, engine: VllmConfig) -> dict[str, Any]:
+    """Options of vLLM that decide how long a step takes and how much KV there is room for."""
+    arguments: dict[str, Any] = {
+        "model": config.model.path or config.model.name,
+        "dtype": engine.dtype,
+        "load_format": engine.load_format,
+        "max_model_len": engine.max_model_len,
+        "max_num_batched_tokens": engine.max_step_tokens,
+        "max_num_seqs": engine.max_num_running,
+        "use_tqdm_on_load": False,
+    }
     optional = {
         "block_size": engine.kv_block_size,
         "kv_cache_memory_bytes": engine.kv_cache_bytes,
         "gpu_memory_utilization": engine.gpu_memory_utilization,
-        "otlp_traces_endpoint": otlp_endpoint or None,
     }
     arguments |= {name: value for name, value in optional.items() if value is not None}
     if engine.device == "cpu":

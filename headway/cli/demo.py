@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from headway.adapters.system_clock import SystemClock
 from headway.adapters.tokenizer import load_tokenizer
 from headway.cli.bench import Bench
 from headway.cli.chat import ask
+from headway.cli.checks import Check
 from headway.cli.identity import (
     ServedPrompt,
     differences,
@@ -38,15 +38,6 @@ _NUM_REQUESTS = 34
 _RATE_PER_S = 0.7
 _SEED = 7
 _NUM_CONNECTIONS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that must hold for the demo to pass."""
-
-    name: str
-    passed: bool
-    seen: str
 
 
 class Demo:

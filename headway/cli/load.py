@@ -9,6 +9,7 @@ from itertools import takewhile
 from headway.cli.tally import Tally
 from headway.cli.workload import PlannedRequest, prompt_token_ids
 from headway.client import Admission, AsyncClient, Finished, RequestMeter
+from headway.client.contract import StreamContract
 from headway.errors import HeadwayError
 from headway.ports import Clock
 
@@ -86,6 +87,7 @@ async def _one(
     tier = tally.tier(request.tier)
     tier.num_asked += 1
     meter = RequestMeter(clock.now_s())
+    contract = StreamContract()
     error: HeadwayError | None = None
     try:
         async for event in client.generate(
@@ -96,6 +98,7 @@ async def _one(
             ignore_eos=True,
         ):
             meter.event(event, clock.now_s())
+            contract.event(event)
             match event:
                 case Admission():
                     tier.admitted(event.guaranteed)
@@ -105,4 +108,6 @@ async def _one(
                     pass
     except HeadwayError as raised:
         error = raised
+    contract.ended(error)
+    tier.violations.update(contract.violations)
     tier.ended(meter, error)

@@ -115,6 +115,34 @@ def bench(
 
 
 @app.command()
+def verify(
+    *,
+    address: Address = DEFAULT_ADDRESS,
+    mix: Annotated[Path, typer.Option(help="What to ask for; see configs/workloads/.")] = Path(
+        "configs/workloads/mixed.toml"
+    ),
+    rate: Annotated[float, typer.Option(help="Requests per second.")] = 0.5,
+    duration_s: Annotated[float, typer.Option(help="Send for so long.")] = 60.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same load.")] = 0,
+    attainment: Annotated[
+        float, typer.Option(help="Share of each tier's promises to be kept.", min=0.0, max=1.0)
+    ] = 0.99,
+    json: Annotated[Path | None, typer.Option(help="Write the results here as JSON.")] = None,
+    junit: Annotated[
+        Path | None, typer.Option(help="Write the checks here as JUnit XML, for CI.")
+    ] = None,
+) -> None:
+    """Check that a running stack keeps its promises and the API's rules; exit status 1 if not."""
+    from headway.cli.verify import DeclaredLoad, Verify  # noqa: PLC0415  # keeps --help fast
+
+    if rate <= 0 or duration_s <= 0:
+        raise typer.BadParameter("--rate and --duration-s must be above 0")
+    load = DeclaredLoad(mix, rate, duration_s, seed)
+    if not Verify(address, load, attainment).run(json, junit):
+        raise typer.Exit(1)
+
+
+@app.command()
 def model(
     path: Annotated[Path, typer.Argument(help="Folder to write it to.")] = Path("models")
     / MODEL_NAME,
@@ -139,6 +167,40 @@ def demo(
     from headway.cli.demo import Demo  # noqa: PLC0415  # keeps --help fast
 
     if not Demo(config, workload, out).run():
+        raise typer.Exit(1)
+
+
+@app.command()
+def profile(
+    *,
+    config: Annotated[
+        Path, typer.Option(help="Deployment whose engine is measured; stop the stack first.")
+    ] = Path("configs/local.toml"),
+    out: Annotated[
+        Path, typer.Option(help="Write the profile here; a plot goes beside it.")
+    ] = Path("out/profile.toml"),
+    points: Annotated[
+        int, typer.Option(help="Steps to fit to; half as many more check the fit.", min=30)
+    ] = 60,
+    drafts: Annotated[
+        int, typer.Option(help="Longest draft of n-gram speculation; 0 for none.", min=0)
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed, same steps.", min=0)] = 0,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether engine.profile fits this machine.")
+    ] = False,
+) -> None:
+    """Measure how long the steps of a real engine take, and fit what the planner predicts by."""
+    from headway.cli.profile import ProfileCommand  # noqa: PLC0415  # keeps --help fast
+
+    if out.suffix != ".toml":
+        raise typer.BadParameter("--out must end in .toml")
+    command = ProfileCommand(
+        config, max_drafted=drafts, seed=seed, console=Console(highlight=False)
+    )
+    if not check:
+        command.measure(points, out)
+    elif not command.check().fits:
         raise typer.Exit(1)
 
 

@@ -33,6 +33,7 @@ class TierTally:
     Attributes:
         failures: reasons why requests ended other than well, refusals not among them.
         refusals: reasons of the refusals.
+        violations: ways in which streams broke the rules of the API.
         ttft_s, tpot_s: of all requests that got so far, promised or not.
     """
 
@@ -45,6 +46,7 @@ class TierTally:
     num_attained: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
+    violations: Counter[str] = field(default_factory=Counter)
     ttft_s: array[float] = field(default_factory=lambda: array("d"))
     tpot_s: array[float] = field(default_factory=lambda: array("d"))
 
@@ -94,6 +96,7 @@ class TierTally:
             "tpot_s": percentiles(self.tpot_s),
             "refusals": dict(self.refusals),
             "failures": dict(self.failures),
+            "violations": dict(self.violations),
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import nnls
@@ -17,6 +17,12 @@ _HELD_OUT_EVERY = 3
 # Four times as many gave the same models on 3000 steps from each of six truths in profiles/.
 _NUM_STARTS = 16
 _MAX_ROUNDS = 50
+_DRAFT_TERMS = ("num_draft_rounds", "num_drafted")
+_TERMS = (
+    *("num_tokens", "num_decodes", "num_decode_context_tokens", "attention", "num_chunks"),
+    *_DRAFT_TERMS,
+)
+_NUM_MODEL = len(PerfModel.__dataclass_fields__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,8 @@ class StepSample:
         num_decode_context_tokens: C, KV tokens that the decodes read, summed.
         attention: Q, sum over prefill chunks of p * (h + p / 2).
         num_chunks: prefill chunks.
+        num_draft_rounds: longest draft that the step verifies, or would make.
+        num_drafted: drafted tokens, summed; they count in `num_tokens` too.
     """
 
     duration_s: float
@@ -37,6 +45,8 @@ class StepSample:
     num_decode_context_tokens: int
     attention: float
     num_chunks: int
+    num_draft_rounds: int = 0
+    num_drafted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +54,15 @@ class FittedModel:
     """A perf model, and its relative errors |predicted / measured - 1| on steps it never saw.
 
     Attributes:
+        draft_floor_s: per round of drafting; 0 when no step had drafts.
+        draft_sequence_s: per drafted token, on top of `token_s`; 0 when no step had drafts.
         num_fitted, num_held_out: steps of each kind.
         r2: coefficient of determination of the held-out durations, in seconds.
     """
 
     perf_model: PerfModel
+    draft_floor_s: float
+    draft_sequence_s: float
     num_fitted: int
     num_held_out: int
     r2: float
@@ -58,8 +72,8 @@ class FittedModel:
     p99_error_ratio: float
 
 
-def fit(steps: Sequence[StepSample]) -> FittedModel:
-    """Fit by non-negative least squares of the relative error, and check on every third step.
+def fit(steps: Sequence[StepSample], held_out: Sequence[StepSample] = ()) -> FittedModel:
+    """Fit by non-negative least squares of the relative error, and check on other steps.
 
     Which side of max(floor_s, token_s * T + fixed_s) a step is on depends on T alone, as
     token_s >= 0. So each round assigns the steps by T, solves the then linear problem, and the
@@ -67,26 +81,35 @@ def fit(steps: Sequence[StepSample]) -> FittedModel:
     spread over the measured T. The best model of all rounds wins. The same steps in the same
     order give the same model.
 
+    Args:
+        steps: measured.
+        held_out: steps to check on; without any it is every third of `steps`.
+
     Raises:
-        ValueError: fewer than MIN_STEPS steps, a bad value, or steps too much alike to tell the
-            coefficients apart.
+        ValueError: fewer than MIN_STEPS steps in all, a bad value, or steps too much alike to tell
+            the coefficients apart.
     """
-    if len(steps) < MIN_STEPS:
-        raise ValueError(f"a fit needs at least {MIN_STEPS} steps, got {len(steps)}")
-    terms, duration_s = _arrays(steps)
-    held_out = np.arange(len(steps)) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
-    fitted_terms, fitted_s = terms[~held_out], duration_s[~held_out]
+    num_steps = len(steps) + len(held_out)
+    if num_steps < MIN_STEPS:
+        raise ValueError(f"a fit needs at least {MIN_STEPS} steps, got {num_steps}")
+    terms, duration_s = _arrays([*steps, *held_out])
+    is_held_out = np.arange(num_steps) >= len(steps)
+    if not held_out:
+        is_held_out = np.arange(num_steps) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+    fitted_terms, fitted_s = terms[~is_held_out], duration_s[~is_held_out]
     _refuse_degenerate(fitted_terms)
     coefficients = _best_roofline(fitted_terms, fitted_s)
     _refuse_flat(coefficients, fitted_terms, fitted_s)
 
-    measured_s = duration_s[held_out]
-    errors_s = _predict(coefficients, terms[held_out]) - measured_s
+    measured_s = duration_s[is_held_out]
+    errors_s = _predict(coefficients, terms[is_held_out]) - measured_s
     errors = np.abs(errors_s / measured_s)
     variation = float(np.sum((measured_s - measured_s.mean()) ** 2))
     p50, p90, p99 = (float(value) for value in np.quantile(errors, (0.5, 0.9, 0.99)))
     return FittedModel(
-        perf_model=PerfModel(*(float(value) for value in coefficients)),
+        perf_model=PerfModel(*(float(value) for value in coefficients[:_NUM_MODEL])),
+        draft_floor_s=float(coefficients[_NUM_MODEL]),
+        draft_sequence_s=float(coefficients[_NUM_MODEL + 1]),
         num_fitted=len(fitted_s),
         num_held_out=len(measured_s),
         r2=1.0 - float(np.sum(errors_s**2)) / variation,
@@ -97,15 +120,26 @@ def fit(steps: Sequence[StepSample]) -> FittedModel:
     )
 
 
-def _arrays(steps: Sequence[StepSample]) -> tuple[Floats, Floats]:
-    """Terms, shape (N, 5), columns T, B, C, Q and chunks; durations in seconds, shape (N,)."""
-    terms = np.array(
-        [
-            (s.num_tokens, s.num_decodes, s.num_decode_context_tokens, s.attention, s.num_chunks)
-            for s in steps
-        ],
-        dtype=np.float64,
+def predicted_s(
+    model: PerfModel, draft_floor_s: float, draft_sequence_s: float, steps: Sequence[StepSample]
+) -> Floats:
+    """What steps take by a model, shape (num_steps,)."""
+    coefficients = [getattr(model, name) for name in model.__dataclass_fields__]
+    terms, _ = _arrays(steps)
+    return _predict(np.array([*coefficients, draft_floor_s, draft_sequence_s]), terms)
+
+
+def median_sample(repeats: Sequence[StepSample]) -> StepSample:
+    """One step in place of equal ones, whose contexts may differ by a few tokens."""
+    return replace(
+        repeats[len(repeats) // 2],
+        duration_s=float(np.median([step.duration_s for step in repeats])),
     )
+
+
+def _arrays(steps: Sequence[StepSample]) -> tuple[Floats, Floats]:
+    """Terms, shape (N, 7), in the order of _TERMS; durations in seconds, shape (N,)."""
+    terms = np.array([[getattr(step, name) for name in _TERMS] for step in steps], dtype=np.float64)
     duration_s = np.array([s.duration_s for s in steps], dtype=np.float64)
     if not (np.isfinite(terms).all() and (terms >= 0).all() and (terms[:, 0] > 0).all()):
         raise ValueError("every step has at least one token and no negative or infinite term")
@@ -115,7 +149,13 @@ def _arrays(steps: Sequence[StepSample]) -> tuple[Floats, Floats]:
 
 
 def _refuse_degenerate(terms: Floats) -> None:
-    names = ("num_tokens", "num_decodes", "num_decode_context_tokens", "attention", "num_chunks")
+    # Without speculation the last two are 0 throughout, and so are their coefficients.
+    names = [
+        name
+        for name, column in zip(_TERMS, terms.T, strict=True)
+        if name not in _DRAFT_TERMS or column.any()
+    ]
+    terms = terms[:, : len(names)]
     constant = [name for name, column in zip(names, terms.T, strict=True) if np.ptp(column) == 0]
     if constant:
         raise ValueError(f"these steps all have the same {', '.join(constant)}")
@@ -133,16 +173,19 @@ def _refuse_flat(coefficients: Floats, terms: Floats, duration_s: Floats) -> Non
 
 
 def _predict(coefficients: Floats, terms: Floats) -> Floats:
-    """`PerfModel.step_s` of many steps. The coefficients are in the order of its fields."""
+    """`PerfModel.step_s` of many steps, and what drafting adds.
+
+    The coefficients are in the order of the model's fields; the two of drafting follow.
+    """
     floor_s, token_s, fixed_s = coefficients[:3]
     gemm_s = np.maximum(floor_s, token_s * terms[:, 0] + fixed_s)
     return np.asarray(gemm_s + terms[:, 1:] @ coefficients[3:])
 
 
 def _best_roofline(terms: Floats, duration_s: Floats) -> Floats:
-    """Coefficients in the order of PerfModel's fields, shape (7,)."""
+    """Coefficients as in `_predict`, shape (9,)."""
     num_tokens = terms[:, 0]
-    best, best_loss = np.zeros(7), np.inf
+    best, best_loss = np.zeros(_NUM_MODEL + len(_DRAFT_TERMS)), np.inf
     for threshold in np.quantile(num_tokens, np.arange(_NUM_STARTS) / _NUM_STARTS):
         on_memory_side = num_tokens <= threshold
         for _ in range(_MAX_ROUNDS):

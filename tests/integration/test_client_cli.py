@@ -87,7 +87,7 @@ async def test_every_command_that_finds_no_controller_says_how_to_start_one() ->
     async with serving(ScriptedController()) as address:
         pass
     workload = ("--workload", "configs/workloads/mixed.toml")
-    for command in (["chat", "Hello?"], ["chat"], ["bench", *workload]):
+    for command in (["chat", "Hello?"], ["chat"], ["bench", *workload], ["verify"]):
         status, _, notes = await headway(*command, "--address", address)
         assert status == 1
         assert "python -m services --config configs/local.toml" in notes

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from headway.config import Config, load_config, load_full_profile, load_profile
+from headway.config import Config, DraftConfig, load_config, load_full_profile, load_profile
+from headway.core.perf_fit import StepSample, predicted_s
 from headway.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -89,9 +91,43 @@ def test_every_shipped_profile_can_be_read(path: Path) -> None:
     profile = load_full_profile(path)
     assert profile.perf_model == load_profile(path)
     is_gpu = path.name.split("-")[0] in GPU_MEMORY_BYTES
-    assert [part is not None for part in (profile.truth, profile.draft, profile.memory)] == [
-        is_gpu
-    ] * 3
+    assert (profile.truth is not None, profile.memory is not None) == (is_gpu, is_gpu)
+    assert (profile.draft is not None) == (is_gpu or path.stem.endswith("-ngram"))
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PROFILES if path.name.startswith("cpu-")], ids=lambda p: p.name
+)
+def test_a_measured_profile_tells_the_steps_it_came_with(path: Path) -> None:
+    """Its coefficients, as rounded in the file, against the held-out steps beside it."""
+    profile = load_full_profile(path)
+    assert profile.measurement is not None
+    draft = profile.draft or DraftConfig(floor_s=0.0, sequence_s=0.0)
+    lines = path.with_suffix(".steps.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    steps = [
+        StepSample(
+            **{
+                name: value
+                for name, value in record.items()
+                if name not in ("held_out", "duration_s")
+            },
+            duration_s=float(np.median(record["duration_s"])),
+        )
+        for record in records
+        if record["held_out"]
+    ]
+    assert len(steps) == profile.measurement.num_held_out
+    assert len(records) - len(steps) == profile.measurement.num_fitted
+    predictions_s = predicted_s(profile.perf_model, draft.floor_s, draft.sequence_s, steps)
+    measured_s = np.array([step.duration_s for step in steps])
+    p90 = float(np.quantile(np.abs(predictions_s / measured_s - 1.0), 0.9))
+    assert p90 == pytest.approx(profile.measurement.p90_error_ratio, rel=0.02)
+    assert p90 <= 0.15
+    errors_s = predictions_s - measured_s
+    r2 = 1.0 - float(np.sum(errors_s**2) / np.sum((measured_s - measured_s.mean()) ** 2))
+    assert r2 == pytest.approx(profile.measurement.r2, abs=0.001)
+    assert r2 >= 0.95
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.name)

@@ -13,13 +13,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
     SupportsHMA,
 )
-from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.engine.core_client import AsyncMPClient
+from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.metrics.stats import RequestStateStats
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request, RequestStatus
@@ -40,6 +41,8 @@ def parameters(function: Any) -> list[str]:
         (AsyncMPClient, ["call_utility_async"]),
         (AsyncLLM, ["from_engine_args", "generate", "abort", "shutdown", "errored"]),
         (AsyncLLM, ["reset_prefix_cache"]),
+        (LLMEngine, ["from_engine_args", "add_request", "abort_request", "step"]),
+        (LLMEngine, ["has_unfinished_requests", "get_num_unfinished_requests"]),
         (KVConnectorFactory, ["get_connector_class"]),
         (RequestStatus, ["FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED"]),
         (EngineCore, ["collective_rpc"]),
@@ -67,6 +70,7 @@ def test_vllm_still_has_what_we_call(owner: Any, names: list[str]) -> None:
             AsyncEngineArgs,
             ["kv_cache_memory_bytes", "scheduling_policy", "otlp_traces_endpoint", "block_size"],
         ),
+        (EngineArgs, ["async_scheduling", "speculative_config", "load_format"]),
     ],
 )
 def test_vllm_still_has_the_fields_we_read(owner: Any, names: list[str]) -> None:
@@ -75,7 +79,11 @@ def test_vllm_still_has_the_fields_we_read(owner: Any, names: list[str]) -> None
 
 def test_a_request_still_carries_what_we_read() -> None:
     source = inspect.getsource(Request.__init__)
-    for name in ("request_id", "kv_transfer_params", "num_prompt_tokens", "status"):
+    for name in (
+        *("request_id", "kv_transfer_params", "num_prompt_tokens", "status"),
+        # Set by `headway profile`.
+        "spec_token_ids",
+    ):
         assert f"self.{name}" in source
 
 

@@ -57,7 +57,7 @@ class DecodeWork:
         secret = secrets.token_bytes(32)
         self._mint = TicketMint(secret)
         self.transport = KvReceiver(host, layout, self._store, secret)
-        self.steps = StepLoop(self, perf_model)
+        self.steps = StepLoop(self, perf_model, engine.step_time_ratio)
         self.batch = Batch(engine, perf_model, guard_ratio, self.blocks)
         self._arrivals = itertools.count()
         self._waiting: list[Sequence] = []

@@ -44,7 +44,7 @@ class PrefillWork:
         self._store = NumpyPageStore(engine.num_kv_blocks, layout)
         self.blocks = BlockPool(engine.num_kv_blocks)
         self.transport = KvSender(layout, self._store)
-        self.steps = StepLoop(self, perf_model)
+        self.steps = StepLoop(self, perf_model, engine.step_time_ratio)
         self.batch = Batch(engine, perf_model, guard_ratio, self.blocks)
         self._arrivals = itertools.count()
         self._prompts: dict[str, _Prompt] = {}

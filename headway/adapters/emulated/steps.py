@@ -55,11 +55,12 @@ class StepWork(Protocol):
 
 
 class StepLoop:
-    """Runs one step after the other, each for as long as the perf model says."""
+    """Runs one step after the other, each for as long as the perf model says, times `ratio`."""
 
-    def __init__(self, work: StepWork, perf_model: PerfModel) -> None:
+    def __init__(self, work: StepWork, perf_model: PerfModel, ratio: float) -> None:
         self._work = work
         self._perf_model = perf_model
+        self._ratio = ratio
         self._work_arrived = asyncio.Event()
         self._ratios: deque[float] = deque(maxlen=_NUM_RECENT_STEPS)
 
@@ -83,7 +84,8 @@ class StepLoop:
                 await self._idle()
                 due_at_s = ended_at_s = loop.time()
                 continue
-            step_s = self._perf_model.step_s(shape)
+            predicted_s = self._perf_model.step_s(shape)
+            step_s = predicted_s * self._ratio
             # Timers are late by up to a millisecond. Steps follow each other from due time to
             # due time, so that this does not add up; a machine that is late by a whole step
             # is too slow, and must not rush through the next steps.
@@ -92,7 +94,7 @@ class StepLoop:
             due_at_s += step_s
             # At least one turn of the event loop for everybody else, however late we are.
             await asyncio.sleep(max(0.0, due_at_s - loop.time()))
-            self._ratios.append((loop.time() - ended_at_s) / step_s)
+            self._ratios.append((loop.time() - ended_at_s) / predicted_s)
             ended_at_s = loop.time()
             self._work.end_step()
 

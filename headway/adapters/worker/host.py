@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
 import signal
 import sys
 import uuid
@@ -17,6 +16,7 @@ import uvloop
 
 from headway.adapters.control_link import ControlLink
 from headway.adapters.engines import open_engine
+from headway.adapters.process import bind_to_cores
 from headway.adapters.telemetry import build_telemetry, worker_name
 from headway.adapters.worker.slots import Slots
 from headway.config import Config, PoolConfig, load_config
@@ -89,24 +89,15 @@ class Worker:
     def _prefills(self) -> bool:
         return self._role is WorkerRole.PREFILL or self._config.decode.prefills
 
-    def _bind_to_cores(self) -> None:
-        if not self._pool.cores:
-            return
-        cores = set(self._pool.cores[self._replica])
-        if missing := cores - os.sched_getaffinity(0):
-            raise ConfigError(
-                f"{self._role.value.lower()}.cores: this process may not use {sorted(missing)},"
-                f" only {sorted(os.sched_getaffinity(0))}"
-            )
-        os.sched_setaffinity(0, cores)
-
     async def run(self, service_name: str, add_servicer: AddServicer) -> None:
         """Serve until SIGTERM or SIGINT, then let what runs end within `DRAIN_S`.
 
         Raises:
             HeadwayError: the engine or the server could not start, or the engine failed.
         """
-        self._bind_to_cores()
+        if self._pool.cores:
+            setting = f"{self._role.value.lower()}.cores"
+            bind_to_cores(self._pool.cores[self._replica], setting)
         telemetry = build_telemetry(self._config, worker_name(self._role))
         try:
             engine = await open_engine(self._config, self._role, self._replica, self._pool.host)

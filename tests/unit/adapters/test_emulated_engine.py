@@ -259,6 +259,19 @@ async def test_steps_take_the_time_the_perf_model_says(
     assert (await engines[1].load()).step_time_ratio > 0
 
 
+async def test_an_engine_that_is_slower_than_its_profile_says_so(profile: Path) -> None:
+    prefill = await open_engine(profile, WorkerRole.PREFILL)
+    decode = await open_engine(profile, WorkerRole.DECODE, step_time_ratio=5)
+    started_at_s = asyncio.get_running_loop().time()
+    await generate((prefill, decode), "slow", 20)
+    elapsed_s = asyncio.get_running_loop().time() - started_at_s
+    ratio = (await decode.load()).step_time_ratio
+    await prefill.close()
+    await decode.close()
+    assert elapsed_s >= (1 + 20 * 5) * 0.004 - 0.002
+    assert ratio >= 4.5
+
+
 async def test_an_engine_that_has_ended_fails_what_it_holds(
     engines: tuple[EmulatedEngine, EmulatedEngine],
 ) -> None:

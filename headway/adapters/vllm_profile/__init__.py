@@ -1,0 +1,1 @@
+"""Times single steps of a real vLLM engine, of any shape asked for."""
