@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from headway.adapters.process import MALLOC_ENVIRONMENT
 from headway.adapters.telemetry import worker_name
+from headway.adapters.vllm_scheduler.symbols import check_symbols
 from headway.config import Config, PoolConfig, VllmConfig
 from headway.core.cluster import WorkerRole
 from headway.core.perf_model import PerfModel, PrefillChunk, StepShape
@@ -37,6 +38,7 @@ def start_engine(
     pool = config.prefill if role is WorkerRole.PREFILL else config.decode
     _check(config, engine, pool, replica)
     _prepare_process(engine, role, pool, replica)
+    check_symbols()
     # Only now: vLLM and torch read the environment when they are imported.
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
     from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415
@@ -104,7 +106,7 @@ def _arguments(
         "max_num_batched_tokens": engine.max_step_tokens,
         "max_num_seqs": engine.max_num_running,
         "enable_prefix_caching": engine.prefix_caching,
-        "scheduling_policy": "priority",
+        "scheduler_cls": "headway.adapters.vllm_scheduler.scheduler.HeadwayAsyncScheduler",
         "use_tqdm_on_load": False,
         # A prefill engine neither reads nor writes text.
         "skip_tokenizer_init": not is_decode,

@@ -29,12 +29,11 @@ def headway_steps(core: Any) -> dict[str, Any]:
     """The steps since the last call, as the fields of EngineStep, and what drafts were worth."""
     books = core.scheduler.books
     return {
-        "steps": [astuple(step) for step in core.scheduler.steps.take()],
+        "scheduled_steps": [astuple(step) for step in core.scheduler.steps.take()],
         "acceptance": books.acceptance() if books is not None else {},
     }
 
 
 def add_utilities() -> None:
-    """Make the functions above callable in the EngineCore of this process."""
-    for function in (headway_form_steps, headway_steps):
-        setattr(EngineCore, function.__name__, function)
+    """Make `headway_form_steps` callable in the EngineCore of this process."""
+    setattr(EngineCore, headway_form_steps.__name__, headway_form_steps)
