@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from headway.adapters.process import MALLOC_ENVIRONMENT
 from headway.adapters.telemetry import worker_name
 from headway.adapters.vllm_scheduler.symbols import check_symbols
-from headway.config import Config, PoolConfig, VllmConfig
+from headway.config import Config, PoolConfig, SpeculationConfig, VllmConfig
 from headway.core.cluster import WorkerRole
 from headway.core.perf_model import PerfModel, PrefillChunk, StepShape
 from headway.errors import ConfigError, EngineFailed
@@ -129,10 +129,23 @@ def _arguments(
         "otlp_traces_endpoint": otlp_endpoint or None,
     }
     arguments |= {name: value for name, value in optional.items() if value is not None}
+    if engine.speculation is not None and is_decode:
+        arguments["speculative_config"] = speculative_config(engine.speculation)
     if engine.device == "cpu":
         # Compiling takes a minute at each start and gains a tenth of a step.
         arguments["enforce_eager"] = True
     return arguments
+
+
+def speculative_config(speculation: SpeculationConfig) -> dict[str, Any]:
+    """The same in vLLM's words."""
+    options: dict[str, Any] = {
+        "method": speculation.method,
+        "num_speculative_tokens": speculation.max_draft_tokens,
+    }
+    if speculation.method == "ngram":
+        return options | {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
+    return options | {"model": speculation.model}
 
 
 def step_shape(works: Sequence[Sequence[int]]) -> StepShape:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -187,6 +188,9 @@ def start_scheduled(
         vllm_config.scheduler_config.async_scheduling = is_async
 
     CpuPlatform.check_and_update_config = classmethod(leave_async)
+    # vLLM looks through all modules for kernels, and trips over a value in this one, which numba
+    # loads. In an engine's own process numba comes later.
+    hidden = sys.modules.pop("llvmlite.binding.ffi", None)
     scheduler = HeadwayAsyncScheduler if is_async else HeadwayScheduler
     try:
         arguments: dict[str, Any] = {
@@ -208,13 +212,18 @@ def start_scheduled(
         )
     finally:
         CpuPlatform.check_and_update_config = classmethod(configure)
+        if hidden is not None:
+            sys.modules["llvmlite.binding.ffi"] = hidden
     return ScheduledEngine(engine)
 
 
-def start_smollm2(model: Path, *, is_async: bool, num_blocks: int = 40) -> ScheduledEngine:
+def start_smollm2(
+    model: Path, *, is_async: bool, num_blocks: int = 40, **options: Any
+) -> ScheduledEngine:
     return start_scheduled(
         model,
         is_async=is_async,
         num_blocks=num_blocks,
         kv_bytes_per_token=KV_BYTES_PER_TOKEN,
+        **options,
     )

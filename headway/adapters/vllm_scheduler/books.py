@@ -250,7 +250,8 @@ class EngineBooks:
             if len(line.promise.stages) > 1:
                 self._lines[request_id] = line
             fields |= self._ahead(line, int(record["num_output_tokens"]) - line.num_tokens)
-            fields["prefill_due_at_s"] = fields["next_due_at_s"]
+            if record["num_output_tokens"]:
+                fields["prefill_due_at_s"] = fields["next_due_at_s"]
         for name, value in fields.items():
             record[name] = value
 

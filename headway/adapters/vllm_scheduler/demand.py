@@ -25,8 +25,8 @@ class Demand:
 
     Attributes:
         request_id: the caller's; vLLM makes an id of its own of it.
-        due_at_s: of a prompt that only has to be computed; None for no such bound.
-        promise: of its tokens; None when best effort, or when its tokens leave elsewhere.
+        due_at_s: of the prompt; None where only the first token is due, or nothing.
+        promise: of its tokens; None when best effort, or when they leave elsewhere.
         submitted_at_s: from when the promise counts.
         tier: whose drafts are counted together.
         step_cap_s: longest step from now on, while promised prompts wait; None leaves it.
@@ -66,15 +66,14 @@ class Demand:
 
     def fields(self) -> dict[str, float]:
         """What a REQUEST record says of it before the first token."""
-        if self.due_at_s is not None:
-            return {
-                **demand_fields(None),
-                "guaranteed": 1,
-                "prefill_due_at_s": self.due_at_s,
-                "next_due_at_s": self.due_at_s,
-            }
         fields = demand_fields(self.line())
-        return fields | {"prefill_due_at_s": fields["next_due_at_s"]}
+        if self.due_at_s is not None:
+            fields["prefill_due_at_s"] = self.due_at_s
+            if self.promise is None:
+                fields |= {"guaranteed": 1, "next_due_at_s": self.due_at_s}
+        else:
+            fields["prefill_due_at_s"] = fields["next_due_at_s"]
+        return fields
 
 
 def encode_update(update: PlanUpdate, now_s: float) -> bytes:

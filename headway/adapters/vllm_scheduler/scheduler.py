@@ -55,6 +55,7 @@ class FormsStepsByDeadline(_Base):  # type: ignore[misc]
         self._holding_name = holding_queue_name(self)
         self._grants: dict[str, int] | None = None
         self._was_refused = False
+        self._has_failed = False
         self._is_asleep = False
         # Preempted while a step with them was under way.
         self._unsettled: set[str] = set()
@@ -241,7 +242,9 @@ class FormsStepsByDeadline(_Base):  # type: ignore[misc]
                 1 if books.has_waiting_for_blocks else 0,
             )
         except Exception:  # noqa: BLE001 - an engine that serves without a plan is better than none
-            _log.exception("no step could be formed: vLLM schedules this one")
+            if not self._has_failed:
+                _log.exception("a step cannot be formed: vLLM makes this one, and all like it")
+            self._has_failed = True
             return None
 
     def _order_by_due_time(self, books: EngineBooks) -> None:
