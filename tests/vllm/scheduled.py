@@ -197,7 +197,8 @@ def start_scheduled(
             "model": str(model),
             "dtype": "float32",
             "enforce_eager": True,
-            "max_model_len": 1024,
+            # vLLM wants room for one request of this length.
+            "max_model_len": num_blocks * BLOCK_SIZE,
             "max_num_batched_tokens": 256,
             "max_num_seqs": 16,
             "enable_prefix_caching": False,

@@ -62,8 +62,14 @@ def engine(request: pytest.FixtureRequest, model_dir: Path) -> Iterator[Schedule
 
 
 def test_output_is_vllms_own_under_caps_holds_and_preemption(engine: ScheduledEngine) -> None:
-    outputs = engine.run(questions(step_cap_s=CAP_S))
-    assert outputs == engine.expected
+    asked = questions(step_cap_s=CAP_S)
+    # Best effort first: it holds blocks, and is decoding, when the promised ones come.
+    ids = {i: engine.ask(one) for i, one in enumerate(asked) if one.promise is None}
+    while not any(engine.internal(request_id).num_output_tokens for request_id in ids.values()):
+        engine.step()
+    ids |= {i: engine.ask(one) for i, one in enumerate(asked) if one.promise is not None}
+    engine.finish()
+    assert [engine.outputs[ids[i]] for i in range(len(asked))] == engine.expected
     steps = engine.take_steps()
     assert sum(step.num_chunks for step in steps) >= sum(LENGTHS) / 30
     assert any(step.num_held for step in steps)

@@ -70,10 +70,10 @@ def test_drafts_change_no_output_and_their_acceptance_is_told(model_dir: Path) -
         engine.form_steps()
         assert engine.run(asked) == expected
         scheduler = engine.scheduler
-        assert set(scheduler.books.acceptance()) == {"tier-0", "tier-1"}
-        assert all(0 < value < 1 for value in scheduler.books.acceptance().values())
+        assert set(scheduler.books.drafts.learned()) == {"tier-0", "tier-1"}
+        assert all(0 < value < 1 for value in scheduler.books.drafts.learned().values())
         # Without drafts for one tier, none of its requests has any.
-        scheduler.books.cap_drafts({"tier-0": 0})
+        scheduler.books.drafts.cap({"tier-0": 0})
         drafted: set[str] = set()
 
         def note_drafts(scheduled: object, model_output: object) -> object:

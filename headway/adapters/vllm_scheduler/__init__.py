@@ -3,6 +3,8 @@
     scheduler.py   the classes vLLM loads; the only module that knows its private names
     symbols.py     these names, and the check that this vLLM has them
     books.py       REQUEST records of the engine's requests; forms and counts its steps
+    tiers.py       what is known of drafts, tier by tier
+    step_log.py    steps as they are scheduled and end
     demand.py      what a request carries with it, and plan updates that overtake it
     plan_socket.py brings plan updates into the engine's process
     waker.py       wakes an engine that holds everything back

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from headway.adapters.vllm_scheduler.demand import Demand
-from headway.core.acceptance import Acceptance
+from headway.adapters.vllm_scheduler.tiers import TierDrafts
 from headway.core.arrivals import next_arrivals
-from headway.core.batch_state import ARRIVING, DECODE, PREEMPT, PREFILL, REQUEST, Ints
+from headway.core.batch_state import ARRIVING, DECODE, PREEMPT, PREFILL, REQUEST
 from headway.core.numba_start import load_numba
 from headway.core.perf_model import PerfModel
 from headway.core.planner.live_steps import (
@@ -88,9 +88,7 @@ class EngineBooks:
         self._ids_by_caller: dict[str, str] = {}
         # Only of requests whose pace depends on which tokens come.
         self._lines: dict[str, DemandLine] = {}
-        self._tiers: dict[str, int] = {}
-        self._acceptance: list[Acceptance] = []
-        self._draft_caps: dict[str, int] = {}
+        self.drafts = TierDrafts()
 
     def warm_up(self) -> None:
         """Load compiled code, or make it, before a step waits for it; forms no step."""
@@ -121,7 +119,7 @@ class EngineBooks:
             self._lines[request_id] = line
         self._demands[request_id] = demand
         self._ids_by_caller[demand.request_id] = request_id
-        tier = self._tier(demand.tier)
+        tier = self.drafts.number(demand.tier)
         self.requests.add(
             request_id,
             {
@@ -131,7 +129,7 @@ class EngineBooks:
                 "arrived_at_s": demand.submitted_at_s,
                 "num_prompt_tokens": num_prompt_tokens,
                 "num_output_bound": max_tokens,
-                "acceptance": self._acceptance[tier].probability,
+                "acceptance": self.drafts.probability(tier),
                 **demand.fields(),
             },
         )
@@ -212,10 +210,6 @@ class EngineBooks:
         if step_cap_s is not None:
             self._worker["step_cap_s"] = step_cap_s
 
-    def cap_drafts(self, draft_lengths: Mapping[str, int]) -> None:
-        """Bound the drafts of these tiers' requests."""
-        self._draft_caps.update(draft_lengths)
-
     def change_demand(
         self,
         request_id: str,
@@ -278,8 +272,9 @@ class EngineBooks:
         records = self.requests.records
         predicted_s = form_step(now_s, records, self._rows, n, worker[0], grants)
         chosen = grants[:n]
-        draft_length = self._bound_drafts(chosen)
-        if draft_length:
+        draft_length = 0
+        if self._limits.max_draft_tokens:
+            draft_length = self.drafts.bound(records, chosen)
             predicted_s = predict_step(records, self._rows, n, worker[0], grants)
         ids, phases = self.requests.ids, records["phase"]
         rows = np.flatnonzero(chosen > 0)
@@ -314,16 +309,12 @@ class EngineBooks:
         self, drafts: Mapping[str, tuple[int, int]], num_computed: Mapping[str, int]
     ) -> None:
         """A step's drafts, (drafted, accepted) by request id, and the KV tokens that are left."""
-        for request_id, (num_drafted, num_accepted) in drafts.items():
-            tier = int(self.requests[request_id]["tier"])
-            self._acceptance[tier].verified(num_drafted, num_accepted)
-        records = self.requests.records
-        for tier, acceptance in enumerate(self._acceptance):
-            records["acceptance"][records["tier"] == tier] = acceptance.probability
-        ids = list(drafts)
+        records, ids = self.requests.records, list(drafts)
+        rows = self.requests.rows_of(ids)
+        self.drafts.verified(records, dict(zip(rows, drafts.values(), strict=True)))
         count_accepted(
             records,
-            np.array(self.requests.rows_of(ids), np.int64),
+            np.array(rows, np.int64),
             np.array([num_computed[request_id] for request_id in ids], np.int64),
             np.array([drafts[request_id][1] for request_id in ids], np.int64),
             len(ids),
@@ -357,30 +348,6 @@ class EngineBooks:
         records = self.requests.records
         order = np.lexsort((records["order"][rows], records["next_due_at_s"][rows]))
         return [request_ids[index] for index in order.tolist()]
-
-    def acceptance(self) -> dict[str, float]:
-        """By tier, where there was anything to learn from."""
-        return {
-            tier: self._acceptance[number].probability
-            for tier, number in self._tiers.items()
-            if self._acceptance[number].num_verified
-        }
-
-    def _tier(self, tier: str) -> int:
-        number = self._tiers.setdefault(tier, len(self._tiers))
-        if number == len(self._acceptance):
-            self._acceptance.append(Acceptance())
-        return number
-
-    def _bound_drafts(self, grants: Ints) -> int:
-        """Shorten drafts to their tiers' bounds; returns the longest that is left."""
-        if not self._limits.max_draft_tokens:
-            return 0
-        records = self.requests.records
-        decodes = (records["phase"] == DECODE) & (grants > 1)
-        for tier, cap in self._draft_caps.items():
-            grants[decodes & (records["tier"] == self._tier(tier)) & (grants > 1 + cap)] = 1 + cap
-        return int(grants[decodes].max(initial=1)) - 1
 
     @staticmethod
     def _ahead(line: DemandLine, num_under_way: int) -> dict[str, float]:

@@ -215,7 +215,7 @@ class FormsStepsByDeadline(_Base):  # type: ignore[misc]
         assert self._plans is not None
         for update in self._plans.take():
             books.cap_steps(update.step_cap_s)
-            books.cap_drafts(update.draft_lengths)
+            books.drafts.cap(update.draft_lengths)
             if update.time_ratio is not None:
                 books.time_ratio_told = update.time_ratio
             for callers_id, (due_at_s, promise) in update.demands.items():

@@ -30,7 +30,7 @@ def headway_steps(core: Any) -> dict[str, Any]:
     books = core.scheduler.books
     return {
         "scheduled_steps": [astuple(step) for step in core.scheduler.steps.take()],
-        "acceptance": books.acceptance() if books is not None else {},
+        "acceptance": books.drafts.learned() if books is not None else {},
     }
 
 

@@ -146,12 +146,12 @@ def test_drafts_are_bounded_by_tier_and_what_they_bring_is_learned() -> None:
         table.requests["b-0f"]["num_output_tokens"] = 1
         table.requests["b-0f"]["next_due_at_s"] = 11.0
         table.requests["b-0f"]["phase"] = DECODE
-    assert set(table.acceptance()) == {"code"}
+    assert set(table.drafts.learned()) == {"code"}
     assert table.requests["b-0f"]["acceptance"] > table.requests["a-0f"]["acceptance"]
     formed = table.form(10.9, 60, 1.0, 0)
     assert formed.grants == {"a-0f": 5, "b-0f": 5}
     assert formed.draft_length == 4
-    table.cap_drafts({"code": 1, "chat": 2})
+    table.drafts.cap({"code": 1, "chat": 2})
     formed = table.form(10.9, 60, 1.0, 0)
     assert formed.grants == {"a-0f": 3, "b-0f": 2}
     # 4 of 4 + 1 tokens were kept: three of the draft are not computed again.
