@@ -21,33 +21,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bench.tiny_llama import KV_BYTES_PER_TOKEN, write_tiny_llama
+
 NUM_RUNNING = (1, 32, 256)
 NUM_STEPS = 300
 NUM_UPDATES = 300
 PROMPT_TOKENS = 8
 BLOCK_SIZE = 32
 MAX_MODEL_LEN = 512
-
-# Llama with two layers; what it says does not matter.
-MODEL = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "hidden_act": "silu",
-    "max_position_embeddings": MAX_MODEL_LEN,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": 1024,
-    "tie_word_embeddings": True,
-    "torch_dtype": "float32",
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-KV_BYTES_PER_TOKEN = 2 * 2 * 32 * 2 * 4  # layers, KV heads, head size, K and V, float32
 
 # Sends updates, each with the instant it was sent at as its step cap.
 SENDER = """
@@ -71,7 +52,7 @@ def start_engine(folder: Path) -> Any:
     from vllm.engine.arg_utils import EngineArgs  # noqa: PLC0415
     from vllm.v1.engine.llm_engine import LLMEngine  # noqa: PLC0415
 
-    (folder / "config.json").write_text(json.dumps(MODEL))
+    write_tiny_llama(folder)
     num_tokens = max(NUM_RUNNING) * MAX_MODEL_LEN + 2 * BLOCK_SIZE
     arguments = EngineArgs(
         model=str(folder),

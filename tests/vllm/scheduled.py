@@ -19,6 +19,8 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from bench import tiny_llama
+from bench.tiny_llama import write_tiny_llama
 from headway.adapters.vllm_scheduler.demand import DEMAND_KEY, Demand
 from headway.adapters.vllm_scheduler.scheduler import HeadwayAsyncScheduler, HeadwayScheduler
 from headway.core.batch_state import DECODE, LEAVING, PREFILL
@@ -26,6 +28,7 @@ from headway.core.perf_model import PerfModel
 from headway.core.slo import Promise, StageSlo
 from headway.ports import EngineStep
 from tests.vllm.conftest import BLOCK_SIZE, KV_BYTES_PER_TOKEN
+from tests.vllm.pair import prompt_of
 
 # Slower than any machine, so that a step cap means the same number of tokens on all of them.
 SLOW_MODEL = PerfModel(0.4, 0.02, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -44,6 +47,25 @@ class Asked:
 
 def promise(ttft_s: float, tpot_s: float) -> Promise:
     return Promise(ttft_s, (StageSlo(tpot_s),))
+
+
+# 30 tokens of `SLOW_MODEL`.
+CAP_S = 0.6
+
+LENGTHS = [1, 130, 31, 32, 33, 40, 64, 65, 97, 2]
+
+
+def questions(*, step_cap_s: float | None = None) -> list[Asked]:
+    """Every third one best effort, the others promised, some of them tightly."""
+    return [
+        Asked(
+            prompt_of(length, seed=index),
+            6 + index,
+            None if index % 3 == 2 else promise(4.0 + 3.0 * index, 0.9 if index % 2 else 3.0),
+            step_cap_s=step_cap_s,
+        )
+        for index, length in enumerate(LENGTHS)
+    ]
 
 
 @dataclass
@@ -227,4 +249,16 @@ def start_smollm2(
         num_blocks=num_blocks,
         kv_bytes_per_token=KV_BYTES_PER_TOKEN,
         **options,
+    )
+
+
+def start_tiny(folder: Path, *, is_async: bool, num_blocks: int) -> ScheduledEngine:
+    """Fast; but what it says depends on little more than the last token."""
+    write_tiny_llama(folder)
+    return start_scheduled(
+        folder,
+        is_async=is_async,
+        num_blocks=num_blocks,
+        kv_bytes_per_token=tiny_llama.KV_BYTES_PER_TOKEN,
+        load_format="dummy",
     )

@@ -1,11 +1,10 @@
-"""Our scheduler in real vLLM: what the former grants is what the engine does, and output stays."""
+"""Our scheduler in real vLLM with a tiny model: what the former grants is what the engine does."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,43 +12,22 @@ from headway.adapters.vllm_scheduler import scheduler as scheduler_module
 from headway.adapters.vllm_scheduler.books import FormedStep
 from headway.adapters.vllm_scheduler.plan_socket import PlanSender
 from headway.ports import DemandChange, PlanUpdate
-from tests.vllm.conftest import BLOCK_SIZE
 from tests.vllm.pair import prompt_of
-from tests.vllm.scheduled import (
-    SLOW_MODEL,
-    Asked,
-    ScheduledEngine,
-    promise,
-    start_smollm2,
-)
+from tests.vllm.scheduled import CAP_S, Asked, ScheduledEngine, promise, questions, start_tiny
 
 pytestmark = pytest.mark.timeout(600)
 
 NUM_BLOCKS = 16
-# 30 tokens of `SLOW_MODEL`.
-CAP_S = 0.6
-
-LENGTHS = [1, 130, 31, 32, 33, 40, 64, 65, 97, 2]
-
-
-def questions(*, step_cap_s: float | None = None) -> list[Asked]:
-    """Every third one best effort, the others promised, some of them tightly."""
-    return [
-        Asked(
-            prompt_of(length, seed=index),
-            6 + index,
-            None if index % 3 == 2 else promise(4.0 + 3.0 * index, 0.9 if index % 2 else 3.0),
-            step_cap_s=step_cap_s,
-        )
-        for index, length in enumerate(LENGTHS)
-    ]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "async"])
-def engine(request: pytest.FixtureRequest, model_dir: Path) -> Iterator[ScheduledEngine]:
+def engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ScheduledEngine]:
     affinity = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(affinity)})
-    engine = start_smollm2(model_dir, is_async=request.param, num_blocks=NUM_BLOCKS)
+    folder = tmp_path_factory.mktemp("tiny")
+    engine = start_tiny(folder, is_async=request.param, num_blocks=NUM_BLOCKS)
     try:
         # Nothing of ours acts yet.
         engine.expected = engine.run(questions())
@@ -59,44 +37,6 @@ def engine(request: pytest.FixtureRequest, model_dir: Path) -> Iterator[Schedule
     finally:
         engine.close()
         os.sched_setaffinity(0, affinity)
-
-
-def test_output_is_vllms_own_under_caps_holds_and_preemption(engine: ScheduledEngine) -> None:
-    asked = questions(step_cap_s=CAP_S)
-    # Best effort first: it holds blocks, and is decoding, when the promised ones come.
-    ids = {i: engine.ask(one) for i, one in enumerate(asked) if one.promise is None}
-    while not any(engine.internal(request_id).num_output_tokens for request_id in ids.values()):
-        engine.step()
-    ids |= {i: engine.ask(one) for i, one in enumerate(asked) if one.promise is not None}
-    engine.finish()
-    assert [engine.outputs[ids[i]] for i in range(len(asked))] == engine.expected
-    steps = engine.take_steps()
-    assert sum(step.num_chunks for step in steps) >= sum(LENGTHS) / 30
-    assert any(step.num_held for step in steps)
-    assert any(step.num_preempted for step in steps)
-    # Chunks keep to the cap. Decodes that cannot wait come on top.
-    assert all(step.num_tokens - step.num_decodes <= CAP_S / SLOW_MODEL.token_s for step in steps)
-    assert engine.scheduler.get_request_counts() == (0, 0)
-    assert engine.scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == NUM_BLOCKS
-
-
-def test_best_effort_gives_way_within_one_step_and_resumes(engine: ScheduledEngine) -> None:
-    best_effort = Asked(prompt_of(12 * BLOCK_SIZE - 10, seed=1), 20)
-    # Six blocks, where only three are free.
-    promised = Asked(prompt_of(6 * BLOCK_SIZE - 10, seed=2), 3, promise(60.0, 10.0), step_cap_s=9.0)
-    expected = [engine.run([asked])[0] for asked in (best_effort, promised)]
-    ids = [engine.ask(best_effort)]
-    victim = engine.internal(ids[0])
-    while victim.num_output_tokens < 12:
-        engine.step()
-    num_tokens = victim.num_tokens
-    ids.append(engine.ask(promised))
-    engine.step()
-    assert victim.num_preemptions == 1
-    assert victim.num_tokens >= num_tokens
-    assert engine.internal(ids[1]).num_computed_tokens == len(promised.token_ids)
-    engine.finish()
-    assert [engine.outputs[request_id] for request_id in ids] == expected
 
 
 def test_decodes_ahead_of_their_line_wait_while_a_prompt_is_due(engine: ScheduledEngine) -> None:

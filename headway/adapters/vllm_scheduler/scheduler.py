@@ -102,13 +102,29 @@ class FormsStepsByDeadline(_Base):  # type: ignore[misc]
         """None until `form_steps`."""
         return self._books
 
+    def follow_plans(self) -> None:
+        """Take in the plan updates that came; each step does, and so does an idle engine's load."""
+        books, plans = self._books, self._plans
+        if books is None or plans is None:
+            return
+        for update in plans.take():
+            books.cap_steps(update.step_cap_s)
+            books.drafts.cap(update.draft_lengths)
+            if update.time_ratio is not None:
+                books.time_ratio_told = update.time_ratio
+            for callers_id, (due_at_s, promise) in update.demands.items():
+                request_id = books.id_of(callers_id)
+                if request_id is not None:
+                    token_ids = self.requests[request_id].output_token_ids
+                    books.change_demand(request_id, due_at_s, promise, token_ids)
+
     # What vLLM asks of its scheduler.
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         books = self._books
         if books is None:
             return super().schedule(*args, **kwargs)
-        self._follow_plans(books)
+        self.follow_plans()
         now_s = time.monotonic()
         formed = self._form(books, now_s)
         static_budget = self.max_num_scheduled_tokens
@@ -210,19 +226,6 @@ class FormsStepsByDeadline(_Base):  # type: ignore[misc]
         )
         if (request.kv_transfer_params or {}).get("headway") == "receive":
             self._books.awaits_pages(request.request_id, 0)
-
-    def _follow_plans(self, books: EngineBooks) -> None:
-        assert self._plans is not None
-        for update in self._plans.take():
-            books.cap_steps(update.step_cap_s)
-            books.drafts.cap(update.draft_lengths)
-            if update.time_ratio is not None:
-                books.time_ratio_told = update.time_ratio
-            for callers_id, (due_at_s, promise) in update.demands.items():
-                request_id = books.id_of(callers_id)
-                if request_id is not None:
-                    token_ids = self.requests[request_id].output_token_ids
-                    books.change_demand(request_id, due_at_s, promise, token_ids)
 
     def _form(self, books: EngineBooks, now_s: float) -> FormedStep | None:
         """What the next step is to be; None if this one is left to vLLM."""

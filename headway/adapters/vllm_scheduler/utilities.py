@@ -27,6 +27,7 @@ def headway_form_steps(core: Any, perf_model: Mapping[str, float], guard_ratio: 
 
 def headway_steps(core: Any) -> dict[str, Any]:
     """The steps since the last call, as the fields of EngineStep, and what drafts were worth."""
+    core.scheduler.follow_plans()
     books = core.scheduler.books
     return {
         "scheduled_steps": [astuple(step) for step in core.scheduler.steps.take()],
