@@ -193,7 +193,7 @@ def main() -> None:
 
         scheduler.form_steps(PerfModel(1e-4, 1e-7, 0.0, 0.0, 0.0, 0.0, 0.0), 1.0)
         ours = [measure(engine, num, demands=True) for num in NUM_RUNNING]
-        scheduler.shutdown()
+        engine.engine_core.shutdown()
     results = {
         "measured_on": f"{os.cpu_count()} CPU cores",
         "num_steps": NUM_STEPS,

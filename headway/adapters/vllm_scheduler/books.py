@@ -12,8 +12,7 @@ import numpy as np
 from headway.adapters.vllm_scheduler.demand import Demand
 from headway.adapters.vllm_scheduler.tiers import TierDrafts
 from headway.core.arrivals import next_arrivals
-from headway.core.batch_state import ARRIVING, DECODE, PREEMPT, PREFILL, REQUEST
-from headway.core.numba_start import load_numba
+from headway.core.batch_state import ARRIVING, DECODE, PREEMPT, PREFILL
 from headway.core.perf_model import PerfModel
 from headway.core.planner.live_steps import (
     count_accepted,
@@ -21,6 +20,7 @@ from headway.core.planner.live_steps import (
     form_step,
     predict_step,
     tokens_within_cap,
+    warm_up,
 )
 from headway.core.request_table import RequestTable, demand_fields, worker_records
 from headway.core.slo import DemandLine, Promise
@@ -88,18 +88,12 @@ class EngineBooks:
         self._ids_by_caller: dict[str, str] = {}
         # Only of requests whose pace depends on which tokens come.
         self._lines: dict[str, DemandLine] = {}
+        self._without_blocks: set[str] = set()
         self.drafts = TierDrafts()
 
     def warm_up(self) -> None:
         """Load compiled code, or make it, before a step waits for it; forms no step."""
-        load_numba()
-        nobody = np.zeros(1, REQUEST)
-        nobody["phase"] = ARRIVING
-        row, number = np.zeros(1, np.int64), np.zeros(1, np.int64)
-        form_step(0.0, nobody, row, 1, self._worker[0], number)
-        count_step(nobody, row, number, 1, self._worker[0], 0, 1)
-        count_accepted(nobody, row, number, number, 1)
-        tokens_within_cap(self._worker[0])
+        warm_up(self._worker)
 
     @property
     def time_ratio(self) -> float:
@@ -144,6 +138,7 @@ class EngineBooks:
         if self._ids_by_caller.get(demand.request_id) == request_id:
             del self._ids_by_caller[demand.request_id]
         self._lines.pop(request_id, None)
+        self._without_blocks.discard(request_id)
 
     def id_of(self, callers_id: str) -> str | None:
         """The engine's id of a request; None if it is not here."""
@@ -154,6 +149,10 @@ class EngineBooks:
         record = self.requests[request_id]
         record["phase"] = ARRIVING
         record["num_blocks"] = num_blocks
+        if num_blocks:
+            self._without_blocks.discard(request_id)
+        else:
+            self._without_blocks.add(request_id)
 
     def pages_arrived(self, request_id: str, num_computed: int) -> None:
         """All of its prompt that comes from elsewhere is here."""
@@ -182,10 +181,9 @@ class EngineBooks:
         return int(np.count_nonzero((records["phase"] == ARRIVING) & (records["num_blocks"] > 0)))
 
     @property
-    def has_waiting_for_blocks(self) -> bool:
-        """Whether pages cannot be sent here before blocks are reserved for them."""
-        records = self.requests.records
-        return bool(np.any((records["phase"] == ARRIVING) & (records["num_blocks"] == 0)))
+    def ids_without_blocks(self) -> list[str]:
+        """Requests whose pages cannot be sent here before blocks are reserved for them."""
+        return list(self._without_blocks)
 
     def next_arrivals(
         self, num_free_blocks: int, formed: FormedStep
@@ -196,7 +194,7 @@ class EngineBooks:
             num_free_blocks: before the step takes its own.
             formed: the step; who is in it stays in it.
         """
-        if not self.has_waiting_for_blocks:
+        if not self._without_blocks:
             return [], []
         records, ids = self.requests.records, self.requests.ids
         granted = np.zeros(len(ids), np.int64)

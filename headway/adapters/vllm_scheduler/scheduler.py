@@ -138,6 +138,7 @@ class FormsStepsByDeadline(_Base):  # type: ignore[misc]
         finally:
             self.max_num_scheduled_tokens = static_budget
             self._grants = None
+        self._note_reservations(books)
         self._log_step(books, formed, output, now_s)
         return output
 
@@ -242,7 +243,7 @@ class FormsStepsByDeadline(_Base):  # type: ignore[misc]
                 self.kv_cache_manager.block_pool.get_num_free_blocks(),
                 self.steps.time_ratio,
                 # vLLM looks at waiting requests only while a step has tokens left.
-                1 if books.has_waiting_for_blocks else 0,
+                1 if books.ids_without_blocks else 0,
             )
         except Exception:  # noqa: BLE001 - an engine that serves without a plan is better than none
             if not self._has_failed:
@@ -298,12 +299,15 @@ class FormsStepsByDeadline(_Base):  # type: ignore[misc]
             for request in held_holding:
                 holding.add_request(request)
             setattr(self, self._limit_name, limit)
-        for request_id in wanting:
+        return output
+
+    def _note_reservations(self, books: EngineBooks) -> None:
+        """Whatever waited for blocks and has them now, waits for pages."""
+        for request_id in books.ids_without_blocks:
             request = self.requests[request_id]
             if request.status is RequestStatus.WAITING_FOR_REMOTE_KVS:
                 num_blocks = -(-request.num_tokens // self.cache_config.block_size)
                 books.awaits_pages(request_id, num_blocks)
-        return output
 
     def _put_back(self, offered: list[Any], left: Iterable[Any]) -> None:
         """Make the queue of all waiting requests agree with what vLLM left of its part of it."""

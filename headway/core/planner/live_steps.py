@@ -7,11 +7,40 @@ yield beyond that is known only at the step's end.
 
 from __future__ import annotations
 
-from headway.core.batch_state import DECODE, LEAVING, PREFILL, Ints, Record, Records
+import numpy as np
+
+from headway.core.batch_state import (
+    ARRIVING,
+    DECODE,
+    LEAVING,
+    PREFILL,
+    REQUEST,
+    Ints,
+    Record,
+    Records,
+)
 from headway.core.batching import blocks_for, form_slack
 from headway.core.kernel import kernel
+from headway.core.numba_start import load_numba
 from headway.core.planner.grants import shape_of
 from headway.core.planner.step_time import chunk_within, step_s
+
+
+def warm_up(worker: Records) -> None:
+    """Load the functions below, or compile them, before a step waits for it.
+
+    Args:
+        worker: WORKER record, shape (1,); not changed.
+    """
+    load_numba()
+    nobody = np.zeros(1, REQUEST)
+    nobody["phase"] = ARRIVING
+    row, number = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    form_step(0.0, nobody, row, 1, worker[0], number)
+    predict_step(nobody, row, 1, worker[0], number)
+    count_step(nobody, row, number, 1, worker[0], 0, 1)
+    count_accepted(nobody, row, number, number, 1)
+    tokens_within_cap(worker[0])
 
 
 @kernel

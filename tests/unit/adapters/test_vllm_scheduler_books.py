@@ -90,12 +90,12 @@ def test_pages_on_their_way_take_room_and_are_left_alone() -> None:
     table = books()
     add(table, "a", Demand("a", 0.0, promise=PROMISE))
     table.awaits_pages("a-0f", 0)
-    assert table.has_waiting_for_blocks
+    assert table.ids_without_blocks == ["a-0f"]
     formed = table.form(0.0, 60, 1.0, 1)
     assert formed.grants == {}
     assert table.next_arrivals(60, formed) == (["a-0f"], [])
     table.awaits_pages("a-0f", 2)
-    assert (table.num_in_transfer, table.has_waiting_for_blocks) == (1, False)
+    assert (table.num_in_transfer, table.ids_without_blocks) == (1, [])
     assert form(table, 0.0) == {}
     table.pages_arrived("a-0f", 19)
     assert form(table, 0.0) == {"a-0f": 1}
