@@ -6,7 +6,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,13 @@ def questions(*, step_cap_s: float | None = None) -> list[Asked]:
     ]
 
 
+def demanding(index: int, token_ids: list[int], num_tokens: int, num_asked: int) -> Asked:
+    """One of many, with another demand than its neighbours, in one of two tiers."""
+    ttft_s = 5.0 + 1.5 * (index % num_asked)
+    promised = promise(ttft_s, 0.5 + index % 5) if index % 4 else None
+    return Asked(token_ids, num_tokens, promised, f"tier-{index % 2}", CAP_S)
+
+
 @dataclass
 class ScheduledEngine:
     """One, and what it has done.
@@ -98,6 +106,16 @@ class ScheduledEngine:
     @property
     def scheduler(self) -> Any:
         return self.core.scheduler
+
+    @contextmanager
+    def not_forming(self) -> Iterator[None]:
+        """vLLM's own scheduler meanwhile; nothing may be under way at either end."""
+        scheduler = self.scheduler
+        assert not scheduler.requests
+        books, scheduler._books = scheduler._books, None
+        yield
+        assert not scheduler.requests
+        scheduler._books = books
 
     def ask(self, asked: Asked) -> str:
         self.num_asked += 1
