@@ -61,6 +61,27 @@ class ModelConfig(_Section):
     tokenizer: Literal["model", "bytes"] = "model"
 
 
+class SpeculationConfig(_Section):
+    """Tokens drafted ahead, and verified in the next step.
+
+    Attributes:
+        method: "ngram" finds the last tokens again in the prompt and output; "draft_model" asks
+            a smaller model, which takes a part of the memory for KV.
+        max_draft_tokens: longest draft; the batch former uses as much of it as pays.
+        model: folder of the smaller model.
+    """
+
+    method: Literal["ngram", "draft_model"]
+    max_draft_tokens: Count = 4
+    model: str = ""
+
+    @model_validator(mode="after")
+    def _model_belongs_to_method(self) -> Self:
+        if (self.method == "draft_model") != bool(self.model):
+            raise ValueError('method "draft_model", and only that, needs a model')
+        return self
+
+
 class VllmConfig(_Section):
     """Options of a real vLLM engine. Unset values are vLLM's own defaults.
 
@@ -82,6 +103,7 @@ class VllmConfig(_Section):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     prefix_caching: bool = True
     load_format: Literal["auto", "dummy"] = "auto"
+    speculation: SpeculationConfig | None = None
 
 
 class EmulatedConfig(_Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from headway.core.cluster import ResourceCounters
@@ -84,14 +84,45 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineStep:
+    """One step as the engine's scheduler saw it.
+
+    Attributes:
+        started_at_s: on this machine's monotonic clock.
+        num_tokens: computed in it, drafted ones included.
+        num_decodes, num_chunks: requests that decoded, and prompts it computed a part of.
+        num_held: requests that could have been in it and were made to wait.
+        num_preempted: requests that lost their KV blocks to it.
+    """
+
+    started_at_s: float
+    duration_s: float
+    num_tokens: int
+    num_decodes: int
+    num_chunks: int
+    num_held: int
+    num_preempted: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What the engine holds now."""
+    """What the engine holds now.
+
+    Attributes:
+        step_time_ratio: measured / predicted time of a typical recent step; 0 if not known.
+        steps: since the last look, but not more than the newest 256; empty where they are
+            not counted one by one.
+        acceptance: probability, by tier, that a drafted token is right if those before it
+            were; tiers without drafts so far are left out.
+    """
 
     num_running: int
     num_waiting: int
     num_free_kv_blocks: int
     resources: ResourceCounters
     step_time_ratio: float
+    steps: tuple[EngineStep, ...] = ()
+    acceptance: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +163,7 @@ class DecodeJob:
         promise: its TTFT counts from submission; None when best effort.
         step_cap_s: as of PrefillJob.
         prefill_due_s: of a prompt computed here, as `due_s` of PrefillJob.
+        tier: requests of one tier share what is learned of drafts.
     """
 
     request_id: str
@@ -144,6 +176,38 @@ class DecodeJob:
     step_cap_s: float | None = None
     traceparent: str = ""
     prefill_due_s: float | None = None
+    tier: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DemandChange:
+    """A request's new demand, in the terms of its job; nothing given makes it best effort.
+
+    Attributes:
+        due_s: its prompt must be computed so long after the update.
+        promise: of its tokens; the TTFT counts from submission, as of DecodeJob.
+    """
+
+    due_s: float | None = None
+    promise: Promise | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanUpdate:
+    """What an engine that forms its steps by deadline should do otherwise from now on.
+
+    Attributes:
+        step_cap_s: longest step while promised prompts wait; None leaves it.
+        time_ratio: measured / predicted step time to count on instead of the engine's own
+            measurement, from now on; None leaves it.
+        draft_lengths: longest draft of a tier's requests; tiers not named keep theirs.
+        demands: by request id; requests that are not in the engine are passed over.
+    """
+
+    step_cap_s: float | None = None
+    time_ratio: float | None = None
+    draft_lengths: Mapping[str, int] = field(default_factory=dict)
+    demands: Mapping[str, DemandChange] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

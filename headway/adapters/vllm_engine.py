@@ -7,11 +7,14 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from headway.adapters.kv_grpc.tickets import TicketMint
+from headway.adapters.vllm_scheduler.demand import DEMAND_KEY, Demand
+from headway.adapters.vllm_scheduler.plan_socket import PlanSender
 from headway.adapters.vllm_start import measure_speed, start_engine, step_time_ratios
 from headway.config import Config, VllmConfig, load_profile
 from headway.core.cluster import ResourceCounters, WorkerRole
@@ -23,9 +26,11 @@ from headway.ports import (
     EngineFinished,
     EngineInfo,
     EngineLoad,
+    EngineStep,
     EngineTokens,
     KvTarget,
     KvTransferRecord,
+    PlanUpdate,
     PrefillJob,
     PrefillResult,
 )
@@ -38,8 +43,6 @@ _FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 # Steps that `load` takes the median of.
 _NUM_RECENT_STEPS = 32
 _CLOSE_TIMEOUT_S = 0.5
-# After everything that is due within the next centuries, counted in milliseconds.
-_BEST_EFFORT_PRIORITY = 1 << 45
 
 
 async def open_vllm_engine(
@@ -71,6 +74,10 @@ async def open_vllm_engine(
         if role is WorkerRole.DECODE and config.decode.prefills:
             other = await measure_speed(llm, engine_config, WorkerRole.PREFILL, profile)
             ratio = max(ratio, other)
+        perf_model = profile.scaled(ratio)
+        plan_address = await llm.engine_core.call_utility_async(
+            "headway_form_steps", asdict(perf_model), config.controller.guard_ratio
+        )
     except BaseException:
         llm.shutdown(timeout=_CLOSE_TIMEOUT_S)
         raise
@@ -81,25 +88,32 @@ async def open_vllm_engine(
         max_step_tokens=engine_config.max_step_tokens,
         max_num_running=engine_config.max_num_running,
         kv_bytes_per_token=facts["kv_bytes_per_block"] // facts["kv_block_size"],
-        perf_model=profile.scaled(ratio),
+        perf_model=perf_model,
+        forms_steps_by_deadline=True,
     )
-    return VllmEngine(llm, info, facts["receiver_address"], TicketMint(facts["ticket_secret"]))
+    mint = TicketMint(facts["ticket_secret"])
+    return VllmEngine(llm, info, facts["receiver_address"], mint, PlanSender(plan_address))
 
 
 class VllmEngine:
     """Implements `ports.Engine` over vLLM's AsyncLLM."""
 
     def __init__(
-        self, llm: AsyncLLM, info: EngineInfo, receiver_address: str, mint: TicketMint
+        self,
+        llm: AsyncLLM,
+        info: EngineInfo,
+        receiver_address: str,
+        mint: TicketMint,
+        plans: PlanSender,
     ) -> None:
         self._llm = llm
         self._info = info
         self._receiver_address = receiver_address
         self._mint = mint
+        self._plans = plans
         self._num_slots_created = 0
         self._num_slots_released = 0
         self._ratios: deque[float] = deque(maxlen=_NUM_RECENT_STEPS)
-        self._started_at_s = time.monotonic()
 
     @property
     def info(self) -> EngineInfo:
@@ -107,6 +121,8 @@ class VllmEngine:
 
     async def prefill(self, job: PrefillJob) -> PrefillResult:
         """See `ports.Engine`."""
+        # The engine's process reads the same monotonic clock.
+        now_s = time.monotonic()
         params = _greedy_first_token(
             {
                 "headway": "send",
@@ -114,9 +130,15 @@ class VllmEngine:
                 "address": job.target.address,
                 "ticket": job.target.ticket,
                 "traceparent": job.traceparent,
-            }
+            },
+            Demand(
+                job.request_id,
+                now_s,
+                due_at_s=None if job.due_s is None else now_s + job.due_s,
+                step_cap_s=job.step_cap_s,
+            ),
         )
-        async with self._outputs(job, params, self._prompt_priority(job.due_s)) as outputs:
+        async with self._outputs(job, params) as outputs:
             output = await anext(outputs)
         if output.outputs[0].finish_reason not in _FINISH_REASONS:
             raise EngineFailed(f"vLLM ended the prompt: {output.outputs[0].finish_reason}")
@@ -136,17 +158,20 @@ class VllmEngine:
                     yield item
             return
         transfer_id = job.target.transfer_id
-        # The engine's process reads the same monotonic clock.
-        expires_at_s = time.monotonic() + job.kv_timeout_s
+        now_s = time.monotonic()
         params = _output_params(
             job.sampling,
-            {"headway": "receive", "transfer_id": transfer_id, "expires_at_s": expires_at_s},
+            {
+                "headway": "receive",
+                "transfer_id": transfer_id,
+                "expires_at_s": now_s + job.kv_timeout_s,
+            },
+            _demand(job, now_s),
         )
         finish_reason: str | None = None
         watch = asyncio.create_task(self._abort_if_without_blocks(job, transfer_id))
-        priority = job.priority * _BEST_EFFORT_PRIORITY
         try:
-            async with self._outputs(job, params, priority) as outputs:
+            async with self._outputs(job, params) as outputs:
                 async for output in outputs:
                     watch.cancel()
                     completion = output.outputs[0]
@@ -170,10 +195,10 @@ class VllmEngine:
 
     async def _decode_here(self, job: DecodeJob) -> AsyncGenerator[DecodeItem]:
         """Compute the prompt too: without transfer parameters vLLM does so by itself."""
-        params = _output_params(job.sampling, None)
+        params = _output_params(job.sampling, None, _demand(job, time.monotonic()))
         finish_reason: str | None = None
         is_first = True
-        async with self._outputs(job, params, self._prompt_priority(job.prefill_due_s)) as outputs:
+        async with self._outputs(job, params) as outputs:
             async for output in outputs:
                 if is_first:
                     is_first = False
@@ -207,25 +232,27 @@ class VllmEngine:
                 num_staged_pages_released=load["num_staged_pages_released"],
             ),
             step_time_ratio=median(self._ratios) if self._ratios else 0.0,
+            steps=tuple(EngineStep(*step) for step in load["scheduled_steps"]),
+            acceptance=load["acceptance"],
         )
+
+    def update_plan(self, update: PlanUpdate) -> None:
+        """Have the engine's scheduler do otherwise from its next step on; does not wait.
+
+        Raises:
+            EngineFailed: the engine has ended, or has not taken the last updates.
+        """
+        self._plans.send(update)
 
     async def close(self) -> None:
         """End the engine's process."""
+        self._plans.close()
         # It has nothing to save, and would take seconds to take itself apart.
         self._llm.shutdown(timeout=_CLOSE_TIMEOUT_S)
 
-    def _prompt_priority(self, due_s: float | None) -> int:
-        """Earliest deadline first: vLLM starts prompts with lower numbers first.
-
-        Those that it has started are not overtaken.
-        """
-        if due_s is None:
-            return _BEST_EFFORT_PRIORITY
-        return round((time.monotonic() - self._started_at_s + due_s) * 1e3)
-
     @asynccontextmanager
     async def _outputs(
-        self, job: PrefillJob | DecodeJob, params: SamplingParams, priority: int
+        self, job: PrefillJob | DecodeJob, params: SamplingParams
     ) -> AsyncIterator[AsyncGenerator[RequestOutput]]:
         """One request in vLLM; leaving the block in any way frees all it holds there.
 
@@ -238,7 +265,6 @@ class VllmEngine:
             {"prompt_token_ids": list(job.prompt_token_ids)},
             params,
             job.request_id,
-            priority=priority,
             trace_headers={"traceparent": job.traceparent} if job.traceparent else None,
         )
         self._num_slots_created += 1
@@ -290,7 +316,18 @@ def _prefill_result(output: RequestOutput) -> PrefillResult:
     )
 
 
-def _greedy_first_token(kv_transfer_params: dict[str, Any]) -> SamplingParams:
+def _demand(job: DecodeJob, now_s: float) -> Demand:
+    return Demand(
+        job.request_id,
+        now_s,
+        due_at_s=None if job.prefill_due_s is None else now_s + job.prefill_due_s,
+        promise=job.promise,
+        tier=job.tier,
+        step_cap_s=job.step_cap_s,
+    )
+
+
+def _greedy_first_token(kv_transfer_params: dict[str, Any], demand: Demand) -> SamplingParams:
     from vllm import SamplingParams  # noqa: PLC0415
     from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
 
@@ -299,14 +336,19 @@ def _greedy_first_token(kv_transfer_params: dict[str, Any]) -> SamplingParams:
         temperature=0,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
-        extra_args={"kv_transfer_params": kv_transfer_params},
+        extra_args={"kv_transfer_params": kv_transfer_params, DEMAND_KEY: demand.to_wire()},
     )
 
 
-def _output_params(sampling: Sampling, kv_transfer_params: dict[str, Any] | None) -> SamplingParams:
+def _output_params(
+    sampling: Sampling, kv_transfer_params: dict[str, Any] | None, demand: Demand
+) -> SamplingParams:
     from vllm import SamplingParams  # noqa: PLC0415
     from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
 
+    extra_args: dict[str, Any] = {DEMAND_KEY: demand.to_wire()}
+    if kv_transfer_params is not None:
+        extra_args["kv_transfer_params"] = kv_transfer_params
     return SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
@@ -316,5 +358,5 @@ def _output_params(sampling: Sampling, kv_transfer_params: dict[str, Any] | None
         stop=list(sampling.stop),
         ignore_eos=sampling.ignore_eos,
         output_kind=RequestOutputKind.DELTA,
-        extra_args={"kv_transfer_params": kv_transfer_params} if kv_transfer_params else None,
+        extra_args=extra_args,
     )

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from headway.adapters.process import MALLOC_ENVIRONMENT
 from headway.adapters.telemetry import worker_name
-from headway.config import Config, PoolConfig, VllmConfig
+from headway.adapters.vllm_scheduler.symbols import check_symbols
+from headway.config import Config, PoolConfig, SpeculationConfig, VllmConfig
 from headway.core.cluster import WorkerRole
 from headway.core.perf_model import PerfModel, PrefillChunk, StepShape
 from headway.errors import ConfigError, EngineFailed
@@ -37,6 +38,7 @@ def start_engine(
     pool = config.prefill if role is WorkerRole.PREFILL else config.decode
     check_engine(config, engine, pool, replica)
     prepare_process(engine, role, pool, replica)
+    check_symbols()
     # Only now: vLLM and torch read the environment when they are imported.
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
     from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415
@@ -103,7 +105,7 @@ def _arguments(
     arguments = engine_arguments(config, engine) | {
         "served_model_name": config.model.name,
         "enable_prefix_caching": engine.prefix_caching,
-        "scheduling_policy": "priority",
+        "scheduler_cls": "headway.adapters.vllm_scheduler.scheduler.HeadwayAsyncScheduler",
         # A prefill engine neither reads nor writes text.
         "skip_tokenizer_init": not is_decode,
         "kv_transfer_config": KVTransferConfig(
@@ -120,6 +122,8 @@ def _arguments(
     }
     if otlp_endpoint:
         arguments["otlp_traces_endpoint"] = otlp_endpoint
+    if engine.speculation is not None and is_decode:
+        arguments["speculative_config"] = speculative_config(engine.speculation)
     return arguments
 
 
@@ -144,6 +148,17 @@ def engine_arguments(config: Config, engine: VllmConfig) -> dict[str, Any]:
         # Compiling takes a minute at each start and gains a tenth of a step.
         arguments["enforce_eager"] = True
     return arguments
+
+
+def speculative_config(speculation: SpeculationConfig) -> dict[str, Any]:
+    """The same in vLLM's words."""
+    options: dict[str, Any] = {
+        "method": speculation.method,
+        "num_speculative_tokens": speculation.max_draft_tokens,
+    }
+    if speculation.method == "ngram":
+        return options | {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
+    return options | {"model": speculation.model}
 
 
 def step_shape(works: Sequence[Sequence[int]]) -> StepShape:

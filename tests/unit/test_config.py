@@ -7,8 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from headway.config import Config, DraftConfig, load_config, load_full_profile, load_profile
+from headway.config import (
+    Config,
+    DraftConfig,
+    SpeculationConfig,
+    load_config,
+    load_full_profile,
+    load_profile,
+)
 from headway.core.perf_fit import StepSample, predicted_s
 from headway.errors import ConfigError
 
@@ -199,3 +207,12 @@ def test_a_mistake_in_a_profile_is_refused(tmp_path: Path, old: str, new: str, s
     path.write_text(PROFILE + TRUTH.replace(old, new))
     with pytest.raises(ConfigError, match=said):
         load_full_profile(path)
+
+
+def test_a_smaller_model_belongs_to_its_method_of_speculation() -> None:
+    assert SpeculationConfig(method="ngram").max_draft_tokens == 4
+    assert SpeculationConfig(method="draft_model", model="models/small").model == "models/small"
+    with pytest.raises(ValidationError, match="needs a model"):
+        SpeculationConfig(method="draft_model")
+    with pytest.raises(ValidationError, match="needs a model"):
+        SpeculationConfig(method="ngram", model="models/small")

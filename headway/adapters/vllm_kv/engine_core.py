@@ -15,6 +15,7 @@ from vllm.distributed.kv_transfer import get_kv_transfer_group
 from vllm.v1.engine.core import EngineCore
 
 from headway.adapters.process import die_with_parent
+from headway.adapters.vllm_scheduler.utilities import headway_steps
 
 
 def headway_describe(core: Any) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def headway_load(core: Any) -> dict[str, Any]:
             [step.duration_s, [[w.num_tokens, w.num_context_tokens] for w in step.works]]
             for step in steps
         ],
+        **headway_steps(core),
     }
 
 

@@ -8,14 +8,16 @@ from headway.core.batch_state import DECODE, REQUEST
 from headway.core.cluster import ClusterSnapshot, WorkerLoad, WorkerRole, WorkerSnapshot, WorkerSpec
 from headway.core.numba_start import load_numba
 from headway.core.perf_model import PerfModel
+from headway.core.planner import live_steps
 from headway.core.planner.interface import PlannerParams
 from headway.core.planner.policies import build_policies
 from headway.core.request import RequestSpec, Sampling
+from headway.core.request_table import worker_records
 from headway.core.slo import Slo, StageSlo
 
 
 def warm_up() -> None:
-    """Decide on a promised and on a best-effort request before one worker of each role.
+    """Decide on a promised and on a best-effort request before one worker of each role; form steps.
 
     Takes half a minute where nothing was compiled before, else a fraction of a second.
     """
@@ -26,6 +28,16 @@ def warm_up() -> None:
     request = RequestSpec("warm-up", (1,) * 8, Sampling(max_tokens=8), slo, "", False, 10.0)
     policy.decide(request, cluster)
     policy.place_best_effort(request, cluster)
+    live_steps.warm_up(
+        worker_records(
+            cluster.decode_workers[0].spec.perf_model,
+            block_size=16,
+            num_blocks=64,
+            max_step_tokens=64,
+            max_running=4,
+            guard_ratio=1.0,
+        )
+    )
 
 
 def _idle(role: WorkerRole) -> WorkerSnapshot:
