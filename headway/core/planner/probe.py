@@ -6,7 +6,7 @@ import numpy as np
 
 from headway.core.batch_state import DECODE, PREFILL, REQUEST, WORKER, Ints, Record, Records
 from headway.core.kernel import kernel
-from headway.core.planner.lookahead import ALL_ON_TIME, look_ahead
+from headway.core.planner.lookahead import ALL_ON_TIME, NO_ROOM, look_ahead
 from headway.core.planner.sustain import SUSTAINED, sustained
 
 # Best-effort requests that run beside promised ones on a worker: what is left over is enough for
@@ -61,6 +61,8 @@ def probe(
     granted = np.zeros(n + 1, np.int64)
     granted[:n] = grants[:n]
     late, _, computed_at_s = look_ahead(now_s, rows, n + 1, own, granted, n)
+    if late == NO_ROOM:
+        return KV_BLOCKS, np.inf
     if late != ALL_ON_TIME:
         return LATE, np.inf
     if worker.decodes == 1:
