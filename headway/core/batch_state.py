@@ -36,7 +36,8 @@ REQUEST = np.dtype(
         # 1 if its KV pages leave for another worker once the prompt is computed.
         ("leaves_after_prefill", _I),
         ("arrived_at_s", _F),
-        # The prompt must be computed by then for the first token to be on time.
+        # The prompt must be computed by then for the first token to be on time; where it leaves
+        # after that, its pages must be sent by then.
         ("prefill_due_at_s", _F),
         # The demand line: the next output token must leave by then.
         ("next_due_at_s", _F),
@@ -92,6 +93,9 @@ WORKER = np.dtype(
         ("step_cap_s", _F),
         # End of the step that runs now; in the past when idle.
         ("busy_until_s", _F),
+        # Its outgoing link: when all pages that wait are sent, and the time those of a token take.
+        ("link_free_at_s", _F),
+        ("send_token_s", _F),
         # 1 if it may prefill, 1 if it may decode.
         ("prefills", _I),
         ("decodes", _I),

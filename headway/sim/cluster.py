@@ -105,6 +105,7 @@ class ClusterSpec:
         workers["max_draft_tokens"] = self.max_draft_tokens
         workers["step_cap_s"] = np.inf
         workers["busy_until_s"] = -np.inf
+        workers["send_token_s"] = self.hardware.kv_bytes_per_token / self.link_bytes_per_s
         first_decode = self.num_colocated + self.num_prefill
         workers["prefills"][:first_decode] = 1
         workers["decodes"][: self.num_colocated] = 1

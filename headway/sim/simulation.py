@@ -18,12 +18,13 @@ from headway.core.planner.arrival import (
     LatePromises,
     Verdict,
 )
+from headway.core.planner.baselines.codes import SLACK
 from headway.core.planner.output_lengths import OutputLengths
 from headway.core.residual import new_residuals
 from headway.core.slo import Promise
 from headway.sim.cluster import ClusterSpec
 from headway.sim.workload import Workload
-from headway.sim.world_kernel import LOG_FULL, TIME_REACHED, advance, begin_step
+from headway.sim.world_kernel import LOG_FULL, TIME_REACHED, advance, begin_step, make_room
 from headway.sim.world_state import (
     LEARN,
     LOG,
@@ -147,7 +148,7 @@ class Simulation:
             counts=world.counts,
             grants=world.grants,
             workers=world.workers,
-            link_free_at_s=world.link_free_at_s,
+            link_free_at_s=world.workers["link_free_at_s"],
             link_bytes_per_s=cluster.link_bytes_per_s,
             link_latency_s=cluster.link_latency_s,
             kv_bytes_per_token=cluster.hardware.kv_bytes_per_token,
@@ -315,6 +316,9 @@ class Simulation:
             world.requests[twin]["arrives_at_s"] = answer.arrives_at_s
             world.requests[twin]["leaves_after_prefill"] = 0
             self._list(answer.decode_worker, twin)
+            if self.formers[answer.decode_worker] == SLACK:
+                # Planned with; engines of the baselines look for room when pages come.
+                make_room(world, index)
         if not world.running[answer.prefill_worker]:
             begin_step(world, answer.prefill_worker, self._now_s)
 
@@ -385,14 +389,7 @@ class Simulation:
             running=np.zeros(num_workers, np.int64),
             wake_at_s=np.full(num_workers, np.inf),
             step_numbers=np.zeros(num_workers, np.int64),
-            link_free_at_s=np.zeros(num_workers),
-            link=np.array(
-                [
-                    cluster.link_bytes_per_s,
-                    cluster.link_latency_s,
-                    cluster.hardware.kv_bytes_per_token,
-                ]
-            ),
+            link_latency_s=np.array([cluster.link_latency_s]),
             finished=np.zeros(num_requests, np.int64),
             step_log=np.zeros(_LOG_ROWS if options.log else 1, STEP),
             token_log=np.zeros(2 * _LOG_ROWS if options.log else 1, TOKEN),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from headway.core.batch_state import ARRIVING, DECODE, GONE, LEAVING, PREEMPT, PREFILL
+from headway.core.batch_state import ARRIVING, DECODE, GONE, LEAVING, PREEMPT, PREFILL, Record
 from headway.core.batching import blocks_for
 from headway.core.kernel import kernel
+from headway.core.planner.baselines.codes import SLACK
 from headway.core.planner.formers import form
 from headway.core.planner.grants import shape_of, take_blocks
+from headway.core.planner.handover import may_join
 from headway.core.planner.step_time import step_s
 from headway.core.residual import DEVIATIONS_99, guard_ratio, time_ratio, update_residual
 from headway.sim.truth import true_step_s, uniform
@@ -77,7 +79,7 @@ def begin_step(world: World, w: int, now_s: float) -> None:
     assert worker.num_free_blocks >= 0
     assert num_tokens <= worker.max_step_tokens
     if num_tokens == 0:
-        world.wake_at_s[w] = _next_arrival(world, w)
+        world.wake_at_s[w] = _next_arrival(world, w, now_s)
         return
     predicted_s = step_s(worker, *shape)
     duration_s = true_step_s(
@@ -241,37 +243,50 @@ def _preempt(world: World, w: int, row: int) -> None:
 
 
 @kernel
+def make_room(world: World, row: int) -> bool:
+    """Set blocks aside on the decode worker for the pages of prompt `row`, if there is room."""
+    sim = world.sim[row]
+    decode_worker = world.workers[sim.decode_worker]
+    needed = blocks_for(world.requests[row].num_prompt_tokens, decode_worker.block_size)
+    if needed > decode_worker.num_free_blocks or not _has_slot(world, sim.decode_worker):
+        return False
+    decode_worker.num_free_blocks -= needed
+    world.requests[world.sim.shape[0] + row].num_blocks = needed
+    sim.room_made = 1
+    return True
+
+
+@kernel
 def _send(world: World, row: int, now_s: float) -> None:
     """Send the KV pages of a leaving prompt that are computed and not sent, if there is room."""
-    num_requests = world.sim.shape[0]
     sim = world.sim[row]
     r = world.requests[row]
-    target = world.requests[num_requests + row]
-    decode_worker = world.workers[sim.decode_worker]
-    if sim.room_made == 0:
-        needed = blocks_for(r.num_prompt_tokens, decode_worker.block_size)
-        if needed > decode_worker.num_free_blocks or not _has_slot(world, sim.decode_worker):
-            return
-        decode_worker.num_free_blocks -= needed
-        target.num_blocks = needed
-        sim.room_made = 1
+    target = world.requests[world.sim.shape[0] + row]
+    if sim.room_made == 0 and not make_room(world, row):
+        return
     num_new = r.num_computed_tokens - sim.num_sent_tokens
-    p = sim.prefill_worker
-    start_s = max(world.link_free_at_s[p], now_s)
-    world.link_free_at_s[p] = start_s + num_new * world.link[2] / world.link[0]
+    p, d = sim.prefill_worker, sim.decode_worker
+    sender = world.workers[p]
+    sender.link_free_at_s = max(sender.link_free_at_s, now_s) + num_new * sender.send_token_s
     sim.num_sent_tokens = r.num_computed_tokens
-    if r.phase != PREFILL:
-        sim.sent_at_s = world.link_free_at_s[p]
-        arrives_at_s = sim.sent_at_s + world.link[1]
-        if decode_worker.prefills == 1 and target.guaranteed == 1:
-            # Prompts that are computed there were planned without it until then.
-            arrives_at_s = max(arrives_at_s, target.arrives_at_s)
+    if r.phase == PREFILL:
+        return
+    sim.sent_at_s = sender.link_free_at_s
+    arrives_at_s = sim.sent_at_s + world.link_latency_s[0]
+    if not _is_planned(world, d, target):
         target.arrives_at_s = arrives_at_s
-        d = sim.decode_worker
-        if world.running[d] == 0:
-            world.wake_at_s[d] = min(world.wake_at_s[d], target.arrives_at_s)
-        if world.running[p] == 0:
-            world.wake_at_s[p] = min(world.wake_at_s[p], sim.sent_at_s)
+    elif sim.sent_at_s > r.prefill_due_at_s:
+        target.arrives_at_s = max(target.arrives_at_s, arrives_at_s)
+    if world.running[d] == 0:
+        world.wake_at_s[d] = min(world.wake_at_s[d], arrives_at_s)
+    if world.running[p] == 0:
+        world.wake_at_s[p] = min(world.wake_at_s[p], sim.sent_at_s)
+
+
+@kernel
+def _is_planned(world: World, w: int, arriving: Record) -> bool:
+    """Whether other promises on decode worker `w` count on when these pages join its batch."""
+    return bool(world.formers[w] == SLACK and arriving.guaranteed == 1)
 
 
 @kernel
@@ -304,12 +319,13 @@ def _settle_transfers(  # noqa: C901, PLR0912 - compiled
         if r.phase == ARRIVING:
             sim = world.sim[row - num_requests]
             num_without_room += 1 - sim.room_made
-            if r.arrives_at_s <= now_s and sim.room_made == 1 and sim.sent_at_s <= now_s:
-                r.phase = DECODE
-                emitted = world.options[PREFILL_EMITS]
-                r.num_computed_tokens = r.num_prompt_tokens - 1 + emitted
+            is_held = world.formers[w] == SLACK and r.guaranteed == 0
+            if sim.room_made == 1 and sim.sent_at_s <= now_s and not is_held:
+                _join(world, r)
     if num_gone > 0:
         _compact(world, w)
+    if world.formers[w] == SLACK:
+        _join_early(world, w, now_s)
     if num_without_room == 0:
         return
     # First come, first served: pages that wait on their prefill worker for room here.
@@ -333,7 +349,31 @@ def _settle_transfers(  # noqa: C901, PLR0912 - compiled
 
 
 @kernel
-def _next_arrival(world: World, w: int) -> float:
+def _join(world: World, r: Record) -> None:
+    r.phase = DECODE
+    r.num_computed_tokens = r.num_prompt_tokens - 1 + world.options[PREFILL_EMITS]
+
+
+@kernel
+def _join_early(world: World, w: int, now_s: float) -> None:
+    """Let pages join that are here before they were planned, or unplanned, if that harms nobody."""
+    num_requests = world.sim.shape[0]
+    for k in range(world.counts[w]):
+        row = world.ids[w, k]
+        r = world.requests[row]
+        if r.phase != ARRIVING:
+            continue
+        sim = world.sim[row - num_requests]
+        if (
+            sim.room_made == 1
+            and sim.sent_at_s + world.link_latency_s[0] <= now_s
+            and may_join(now_s, world.requests, world.ids[w], world.counts[w], world.workers[w], k)
+        ):
+            _join(world, r)
+
+
+@kernel
+def _next_arrival(world: World, w: int, now_s: float) -> float:
     """When an idle worker's next transfer comes in or goes out; infinite if none is under way."""
     num_requests = world.sim.shape[0]
     at_s = np.inf
@@ -343,7 +383,11 @@ def _next_arrival(world: World, w: int) -> float:
         if r.phase == ARRIVING:
             sim = world.sim[row - num_requests]
             if sim.room_made == 1 and world.requests[row - num_requests].phase != PREFILL:
-                at_s = min(at_s, r.arrives_at_s)
+                here_at_s = sim.sent_at_s + world.link_latency_s[0]
+                if here_at_s > now_s:
+                    at_s = min(at_s, here_at_s)
+                elif r.arrives_at_s > now_s:
+                    at_s = min(at_s, r.arrives_at_s)
         elif r.phase == LEAVING and world.sim[row].room_made == 1:
             at_s = min(at_s, world.sim[row].sent_at_s)
     return at_s

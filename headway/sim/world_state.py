@@ -79,8 +79,7 @@ class World(NamedTuple):
         running: 1 while a step runs, shape (W,).
         wake_at_s: when a worker has something to do next, shape (W,).
         step_numbers: steps begun, shape (W,).
-        link_free_at_s: shape (W,).
-        link: bytes per second, latency in seconds, KV bytes per token.
+        link_latency_s: of every link, shape (1,).
         finished: requests that ended since the caller last looked, shape (N,).
         step_log: STEP records.
         token_log: TOKEN records.
@@ -101,8 +100,7 @@ class World(NamedTuple):
     running: Ints
     wake_at_s: Floats
     step_numbers: Ints
-    link_free_at_s: Floats
-    link: Floats
+    link_latency_s: Floats
     finished: Ints
     step_log: Records
     token_log: Records

@@ -14,26 +14,8 @@ LOADS = (0.6, 1.3)
 NUM_REQUESTS = 800
 
 
-# Pages that arrive at another time than planned change the steps of prompts beside them.
-BROKEN = {("summarizer", "hybrid-2:2"), ("mixed", "hybrid-1:1")}
-# The hand-over is counted for the longest step, which short prompts with tight bounds fail.
-TOO_FEW = {(scenario, "disaggregated-1:1") for scenario in ("chat", "reasoning")} | {
-    ("reasoning", "disaggregated-2:2")
-}
-
-
-def cases() -> list[object]:
-    """All pairs of scenario and roles; those known to fail must be seen to be mended."""
-    open_cases = BROKEN | TOO_FEW
-    mark = pytest.mark.xfail(strict=True, raises=AssertionError, reason="open: decision 007")
-    return [
-        pytest.param(scenario, roles, marks=mark if (scenario, roles) in open_cases else ())
-        for scenario in CAPACITY
-        for roles in ROLES
-    ]
-
-
-@pytest.mark.parametrize(("scenario", "roles"), cases())
+@pytest.mark.parametrize("scenario", CAPACITY)
+@pytest.mark.parametrize("roles", ROLES)
 def test_promises_are_kept(scenario: str, roles: str) -> None:
     machines = cluster(roles, exact=True)
     num_asked = num_promised = 0

@@ -16,7 +16,7 @@ from headway.core.batch_state import (
 )
 from headway.core.kernel import kernel
 from headway.core.planner.demand_test import surely_late
-from headway.core.planner.lookahead import ALL_ON_TIME, look_ahead
+from headway.core.planner.lookahead import ALL_ON_TIME, NO_ROOM, look_ahead
 from headway.core.planner.sustain import SUSTAINED, sustained
 
 # Best-effort requests that run beside promised ones on a worker: what is left over is enough for
@@ -73,6 +73,8 @@ def probe(
     if new.phase == PREFILL and surely_late(now_s, rows, n + 1, own, granted, n):
         return LATE, np.inf
     late, _, computed_at_s = look_ahead(now_s, rows, n + 1, own, granted, n)
+    if late == NO_ROOM:
+        return KV_BLOCKS, np.inf
     if late != ALL_ON_TIME:
         return LATE, np.inf
     if worker.decodes == 1:

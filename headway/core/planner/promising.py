@@ -11,6 +11,7 @@ import numpy as np
 from headway.core.batch_state import ARRIVING, Floats, Records
 from headway.core.planner.arrival import Answer, ClusterView, Verdict
 from headway.core.planner.baselines.codes import SLACK
+from headway.core.planner.handover import latest_arrival
 from headway.core.planner.price import ShadowPrice
 from headway.core.planner.probe import (
     DECODE_RATE,
@@ -107,8 +108,7 @@ class PromisePolicy:
         self.price.found_room(fits)
         if not fits:
             return Answer(Verdict.DEFER), place.limit
-        for worker in {place.answer.prefill_worker, place.answer.decode_worker}:
-            view.workers["step_cap_s"][worker] = place.length_s
+        view.workers["step_cap_s"][place.answer.prefill_worker] = place.length_s
         return place.answer, Limit.NONE
 
     def limit(self, new: int, view: ClusterView, now_s: float) -> Limit:
@@ -188,11 +188,15 @@ class PromisePolicy:
             now_s, view.requests, view.ids, view.counts, view.workers
         )
         own_tpot_s = float(view.requests["tpot_s"][new])
+        arrivals: dict[int, tuple[int, float]] = {}
         for p, d in self._pairs(view, loads_s):
             if needed_room & ~(room[p] & room[d]):
                 continue
             longest_s = min(float(tightest_s[p]), float(tightest_s[d]), own_tpot_s)
-            place = self._place(new, p, d, view, now_s, longest_s, learn=learn)
+            if p != d and d not in arrivals:
+                arrivals[d] = self._arrival(new, d, view, now_s)
+            arrival = arrivals.get(d, (FITS, np.inf))
+            place = self._place(new, p, d, view, now_s, longest_s, arrival, learn=learn)
             if place.limit is Limit.NONE:
                 return place
             best = place
@@ -221,6 +225,7 @@ class PromisePolicy:
         view: ClusterView,
         now_s: float,
         longest_s: float,
+        arrival: tuple[int, float],
         *,
         learn: bool,
     ) -> _Place:
@@ -237,13 +242,13 @@ class PromisePolicy:
         free_at_s = float(worker["busy_until_s"])
         limit, answer = Limit.PREFILL_TIME, Answer(Verdict.DEFER)
         for length_s in candidates:
-            limit, answer = self._try(new, p, d, view, now_s, length_s, longest_s, free_at_s)
+            limit, answer = self._try(new, p, d, view, now_s, length_s, free_at_s, arrival)
             if limit is Limit.NONE:
                 return _Place(answer, limit, length_s)
             if limit is not Limit.PREFILL_TIME:
                 break
         if learn and self.adapts_length and limit is Limit.PREFILL_TIME:
-            at_once, _ = self._try(new, p, d, view, now_s, candidates[0], longest_s, now_s)
+            at_once, _ = self._try(new, p, d, view, now_s, candidates[0], now_s, arrival)
             lengths.lost(to_running_step=at_once is Limit.NONE, longest_s=longest_s)
         return _Place(answer, limit)
 
@@ -255,9 +260,10 @@ class PromisePolicy:
         view: ClusterView,
         now_s: float,
         length_s: float,
-        longest_s: float,
         free_at_s: float,
+        arrival: tuple[int, float],
     ) -> tuple[Limit, Answer]:
+        """Whether `new` fits with this step length on `p`, to which `d` has its say already."""
         if p == d:
             record = view.requests[new : new + 1].copy()[0]
             handover_s = 0.0
@@ -268,25 +274,37 @@ class PromisePolicy:
             found, computed_at_s = self._probe(record, p, view, now_s, length_s, free_at_s)
             answer = Answer(Verdict.SERVE, p, p, 0.0, handover_s, computed_at_s)
             return _LIMITS.get(found, Limit.NONE), answer
+        found, arrives_at_s = arrival
+        if found != FITS:
+            return _LIMITS[found], Answer(Verdict.DEFER)
         record = view.requests[new : new + 1].copy()[0]
-        handover_s = self._handover_s(p, d, view, now_s, longest_s)
-        promised = bool(record["guaranteed"])
+        handover_s = 0.0
+        if view.handover_s is not None:
+            handover_s = float(view.handover_s[d])
+        elif np.isfinite(arrives_at_s):
+            handover_s = float(record["next_due_at_s"]) - (arrives_at_s - view.link_latency_s)
         record["leaves_after_prefill"] = 1
         record["prefill_due_at_s"] -= handover_s
         found, computed_at_s = self._probe(record, p, view, now_s, length_s, free_at_s)
-        if found != FITS:
-            return _LIMITS[found], Answer(Verdict.DEFER)
-        record["leaves_after_prefill"] = 0
-        record["phase"] = ARRIVING
-        # The prefill worker may put the prompt off as long as it is in time; the latest arrival
-        # is what the decode worker has to be able to live with.
-        latest_at_s = float(record["prefill_due_at_s"]) if promised else computed_at_s
-        arrives_at_s = latest_at_s + self._transfer_s(p, view, latest_at_s, longest_s)
-        record["arrives_at_s"] = arrives_at_s
-        busy_until_s = float(view.workers["busy_until_s"][d])
-        found, _ = self._probe(record, d, view, now_s, length_s, busy_until_s)
         answer = Answer(Verdict.SERVE, p, d, arrives_at_s, handover_s, computed_at_s)
         return _LIMITS.get(found, Limit.NONE), answer
+
+    def _arrival(self, new: int, d: int, view: ClusterView, now_s: float) -> tuple[int, float]:
+        """Whether worker `d` can decode what another one prefills, and when it must arrive."""
+        record = view.requests[new : new + 1].copy()[0]
+        record["phase"] = ARRIVING
+        due_at_s = float(record["next_due_at_s"])
+        worker = view.workers[d]
+        if view.handover_s is None and np.isfinite(due_at_s):
+            found, arrives_at_s = latest_arrival(
+                now_s, view.requests, view.ids[d], view.counts[d], view.grants[d], worker, record
+            )
+            return found, arrives_at_s
+        arrives_at_s = due_at_s if view.handover_s is None else due_at_s - view.handover_s[d]
+        record["arrives_at_s"] = arrives_at_s
+        length_s, free_at_s = float(worker["step_cap_s"]), float(worker["busy_until_s"])
+        found, _ = self._probe(record, d, view, now_s, length_s, free_at_s)
+        return found, arrives_at_s
 
     def _probe(
         self,
@@ -308,28 +326,3 @@ class PromisePolicy:
             length_s,
             free_at_s,
         )
-
-    def _transfer_s(
-        self, p: int, view: ClusterView, computed_at_s: float, longest_s: float
-    ) -> float:
-        """From the prompt's last step to the arrival of its last page: what was not yet sent."""
-        worker = view.workers[p]
-        # Pages of other prompts in the same step may go first.
-        in_step = longest_s / max(float(worker["token_s"]), 1e-12)
-        num_last = min(float(worker["max_step_tokens"]), in_step)
-        queued_s = max(0.0, float(view.link_free_at_s[p]) - computed_at_s)
-        sending_s = num_last * view.kv_bytes_per_token / view.link_bytes_per_s
-        return queued_s + sending_s + view.link_latency_s
-
-    def _handover_s(
-        self, p: int, d: int, view: ClusterView, now_s: float, longest_s: float
-    ) -> float:
-        """From the prompt's last step to the first token: transfer, running step, own step."""
-        if view.handover_s is not None:
-            return float(view.handover_s[d])
-        n = view.counts[d]
-        context = float(view.requests["num_computed_tokens"][view.ids[d, :n]].sum())
-        worker = view.workers[d]
-        step_s = worker["floor_s"] + worker["sequence_s"] * n + worker["context_token_s"] * context
-        running_s = max(step_s, longest_s) if worker["prefills"] else step_s
-        return self._transfer_s(p, view, now_s, longest_s) + float(running_s + step_s)

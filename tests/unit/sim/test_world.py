@@ -156,22 +156,22 @@ def test_pages_leave_after_the_prompt_and_no_faster_than_the_link(
     if watched.cluster.num_prefill == 0:
         assert not len(rows)
         return
-    assert len(rows) > 10
+    assert len(rows) > 20
     result, machines = finished.result, watched.cluster
     sent_at_s = result.sim["sent_at_s"][rows]
     arrives_at_s = watched.world.requests["arrives_at_s"][len(result.workload) + rows]
     assert (sent_at_s > watched.prompt_ended_at_s[rows]).all()
     at_once_s = sent_at_s + machines.link_latency_s
-    # A decode worker that computes prompts too takes pages in when it was promised them.
+    # Promised pages may be planned to join later; they never come sooner than they can.
     assert (arrives_at_s >= at_once_s - 1e-12).all()
-    if not machines.num_colocated:
-        assert arrives_at_s == pytest.approx(at_once_s, abs=1e-12)
+    is_planned = finished.score.promised[rows]
+    assert arrives_at_s[~is_planned] == pytest.approx(at_once_s[~is_planned], abs=1e-12)
     token_s = machines.hardware.kv_bytes_per_token / machines.link_bytes_per_s
     decoded_at_s = result.sim[
         "last_token_at_s" if watched.options.prefill_emits_first_token else "first_token_at_s"
     ][rows]
     several = result.workload.num_output_tokens[rows] > 1
-    assert (decoded_at_s > arrives_at_s)[several].all()
+    assert (decoded_at_s > at_once_s)[several].all()
     sending_s = result.workload.num_prompt_tokens[rows] * token_s
     arrived_at_s = result.arrived_at_s[rows]
     for p in set(result.sim["prefill_worker"][rows].tolist()):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from headway.core.batch_state import ARRIVING, DECODE, PREFILL, Records
-from headway.core.planner.lookahead import ALL_ON_TIME, TOO_LONG, look_ahead
+from headway.core.planner.lookahead import ALL_ON_TIME, NO_ROOM, TOO_LONG, look_ahead
 from headway.sim.simulation import Simulation
 from headway.sim.world_kernel import advance
 from headway.sim.world_state import STOP_ON_FINISH
@@ -134,6 +134,34 @@ def test_a_prompt_that_leaves_is_due_before_its_first_token() -> None:
     for due_at_s, expected in ((0.1000001, ALL_ON_TIME), (0.0999, 0)):
         requests = make_requests({**row, "prefill_due_at_s": due_at_s})
         assert ask(requests, make_worker())[0] == expected
+
+
+def test_a_prompt_that_leaves_must_be_sent_in_time_too() -> None:
+    row = {"num_prompt_tokens": 1000, "leaves_after_prefill": 1, "next_due_at_s": 0.5}
+    # Computed at 100 ms; its pages take ten more, after what the link has to send already.
+    for link_free_at_s, sent_at_s in ((0.0, 0.11), (0.15, 0.16)):
+        for due_at_s, expected in ((sent_at_s + 1e-4, ALL_ON_TIME), (sent_at_s - 1e-4, 0)):
+            requests = make_requests({**row, "prefill_due_at_s": due_at_s})
+            worker = make_worker(send_token_s=1e-5, link_free_at_s=link_free_at_s)
+            assert ask(requests, worker)[0] == expected
+
+
+def test_pages_on_their_way_hold_their_blocks() -> None:
+    row = {"phase": ARRIVING, "num_prompt_tokens": 1600, "arrives_at_s": 0.04}
+    for num_free_blocks, expected in ((100, ALL_ON_TIME), (99, NO_ROOM)):
+        requests = make_requests({**row, "next_due_at_s": 9.0})
+        workers = make_worker(num_blocks=120, num_free_blocks=num_free_blocks)
+        assert ask(requests, workers, row=0)[0] == expected
+
+
+def test_best_effort_pages_are_not_planned_with() -> None:
+    row = {"phase": ARRIVING, "num_prompt_tokens": 100, "tpot_s": 0.1}
+    requests = make_requests(
+        {**row, "arrives_at_s": 0.0, "guaranteed": 0, "next_due_at_s": np.inf},
+        {**row, "arrives_at_s": 0.004, "next_due_at_s": 0.0145},
+    )
+    assert ask(requests, make_worker())[0] == ALL_ON_TIME
+    assert requests["phase"].tolist() == [ARRIVING, DECODE]
 
 
 def test_what_was_preempted_before_is_not_counted_twice() -> None:

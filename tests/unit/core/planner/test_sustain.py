@@ -146,4 +146,4 @@ def test_mixed_paces_share_a_worker() -> None:
     while fits(num + 1):
         num += 1
     assert num_late(some(int(0.9 * num)), make_worker(**worker)) == 0
-    assert num_late(some(int(1.15 * num)), make_worker(**worker)) > 0
+    assert num_late(some(int(1.1 * num)), make_worker(**worker)) > 0
