@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -208,11 +208,6 @@ class Runner:
         case = self.case
         spec = _cluster(case.machine.profile, case.machine.num_gpus)
         workload = self._workload(seed)
-        workload = replace(
-            workload,
-            # The simulated engines keep no KV after a request, so there is none to find.
-            num_prefix_tokens=np.zeros_like(workload.num_prefix_tokens),
-        )
         drafting = NO_DRAFTING
         if drafts:
             draft = spec.hardware.draft

@@ -133,6 +133,9 @@ class Watched(Simulation):
             assert (held >= 0).all()
             assert worker["num_free_blocks"] >= 0
             assert worker["num_free_blocks"] + held.sum() == worker["num_blocks"]
+            assert 0 <= world.num_kept[w] <= worker["num_free_blocks"]
+            assert (world.kept[w] >= 0).all()
+            assert world.kept[w].sum() == world.num_kept[w]
             room = held * worker["block_size"]
             decoding = requests["phase"][rows] != LEAVING
             assert (requests["num_computed_tokens"][rows] <= room)[decoding & (held > 0)].all()

@@ -59,7 +59,7 @@ class FutureTest:
         """See `AdmissionTest.fits`. KV pages are taken to arrive when the prompt is due."""
         worker = view.workers[worker_index]
         ids, n = view.ids[worker_index], view.counts[worker_index]
-        record = view.requests[new : new + 1].copy()[0]
+        record = view.record_on(new, worker_index)
         if not worker["prefills"]:
             record["phase"] = ARRIVING
             record["arrives_at_s"] = record["prefill_due_at_s"]

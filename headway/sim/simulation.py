@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from headway.core.batch_state import ARRIVING, GONE, PREFILL, REQUEST, Floats, Records
+from headway.core.batch_state import ARRIVING, GONE, PREFILL, REQUEST, Flags, Floats, Ints, Records
 from headway.core.planner.arrival import (
     Answer,
     ArrivalPolicy,
@@ -18,10 +18,12 @@ from headway.core.planner.arrival import (
     LatePromises,
     Verdict,
 )
+from headway.core.planner.baselines.codes import SLACK
 from headway.core.planner.output_lengths import OutputLengths
 from headway.core.residual import new_residuals
 from headway.core.slo import Promise
 from headway.sim.cluster import ClusterSpec
+from headway.sim.kept_kv import NOBODY, find_kept, place_on_kept
 from headway.sim.workload import Workload
 from headway.sim.world_kernel import LOG_FULL, TIME_REACHED, advance, begin_step
 from headway.sim.world_state import (
@@ -109,6 +111,7 @@ class Simulation:
     _followers: dict[int, int] = field(init=False)
     _due: list[tuple[float, int]] = field(init=False)
     _late_promises: LatePromises | None = field(init=False)
+    _holds_at_once: Flags = field(init=False)
     _deferred: deque[int] = field(default_factory=deque)
     _steps: list[Records] = field(default_factory=list)
     _tokens: list[Records] = field(default_factory=list)
@@ -121,6 +124,7 @@ class Simulation:
         # Asked once: looking a protocol up takes as long as many a decision.
         self._late_promises = self.policy if isinstance(self.policy, LatePromises) else None
         workload, num_requests = self.workload, len(self.workload)
+        self._holds_at_once = np.array(self.formers) == SLACK
         self._arrived_at_s = workload.arrived_at_s.copy()
         self._ttft_bound_s = np.zeros(num_requests)
         self._followers = {
@@ -144,6 +148,7 @@ class Simulation:
             link_bytes_per_s=cluster.link_bytes_per_s,
             link_latency_s=cluster.link_latency_s,
             kv_bytes_per_token=cluster.hardware.kv_bytes_per_token,
+            num_kept_tokens=np.zeros(cluster.num_workers, np.int64),
         )
 
     def run(self) -> RunResult:
@@ -261,6 +266,7 @@ class Simulation:
         return placed
 
     def _start_deferred(self, index: int) -> bool:
+        self._find_kept(index)
         started_s = time.perf_counter()
         answer = self.policy.place_deferred(index, self.view, self._now_s)
         self._planning_s += time.perf_counter() - started_s
@@ -294,8 +300,29 @@ class Simulation:
             world.requests[twin]["arrives_at_s"] = answer.arrives_at_s
             world.requests[twin]["leaves_after_prefill"] = 0
             self._list(answer.decode_worker, twin)
+        self._place_on_kept(index, answer.prefill_worker)
         if not world.running[answer.prefill_worker]:
             begin_step(world, answer.prefill_worker, self._now_s)
+
+    def _find_kept(self, index: int) -> None:
+        """Note where KV of this request's session is kept, for the policy."""
+        found = self.view.num_kept_tokens
+        assert found is not None
+        find_kept(self.world, index, int(self.workload.num_prefix_tokens[index]), found)
+        # A worker that is full cannot hold blocks for one more.
+        found[self._holds_at_once & (self.world.counts >= self.cluster.max_running)] = 0
+
+    def _place_on_kept(self, index: int, worker: int) -> None:
+        """Begin with what the worker keeps.
+
+        A promise counts on it, so Headway holds it from the decision on; the engines of the
+        baselines look it up when they start a request.
+        """
+        assert self.view.num_kept_tokens is not None
+        num_tokens = int(self.view.num_kept_tokens[worker])
+        if num_tokens:
+            holds_at_once = bool(self._holds_at_once[worker])
+            place_on_kept(self.world, worker, index, num_tokens, holds_at_once)
 
     def _list(self, worker: int, row: int) -> None:
         position = self.world.counts[worker]
@@ -335,6 +362,7 @@ class Simulation:
         sim["first_due_at_s"] = due_at_s
         sim["num_own_prompt_tokens"] = num_prompt_tokens
         sim["sent_at_s"] = np.inf
+        self._find_kept(index)
 
     def _build_world(self) -> World:
         workload, cluster, options = self.workload, self.cluster, self.options
@@ -345,6 +373,8 @@ class Simulation:
         sim = np.zeros(num_requests, SIM)
         sim["num_output_tokens"] = workload.num_output_tokens
         sim["acceptance"] = cluster.acceptance
+        sim["session"], num_sessions = _sessions(workload.follows)
+        sim["is_followed"][workload.follows[workload.follows >= 0]] = 1
         sim["first_token_at_s"] = sim["last_token_at_s"] = np.nan
         world_options = np.zeros(4, np.int64)
         world_options[LOG] = options.log
@@ -376,9 +406,27 @@ class Simulation:
             step_log=np.zeros(_LOG_ROWS if options.log else 1, STEP),
             token_log=np.zeros(2 * _LOG_ROWS if options.log else 1, TOKEN),
             residuals=new_residuals(num_workers),
+            kept=np.zeros((num_workers, num_sessions), np.int64),
+            kept_since=np.zeros((num_workers, num_sessions), np.int64),
+            kept_for=np.full((num_workers, num_sessions), NOBODY),
+            num_kept=np.zeros(num_workers, np.int64),
+            kept_clock=np.zeros(1, np.int64),
             counters=np.zeros(3, np.int64),
             options=world_options,
         )
+
+
+def _sessions(follows: Ints) -> tuple[Ints, int]:
+    """The session of each request, -1 where it is the only one of its session; and how many."""
+    session = np.full(len(follows), -1, np.int64)
+    num_sessions = 0
+    for index in np.flatnonzero(follows >= 0).tolist():
+        before = follows[index]
+        if session[before] < 0:
+            session[before] = num_sessions
+            num_sessions += 1
+        session[index] = session[before]
+    return session, num_sessions
 
 
 def _gaps(promise: Promise, num_thinking_tokens: int) -> tuple[float, float]:

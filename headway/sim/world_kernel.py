@@ -11,6 +11,7 @@ from headway.core.planner.formers import form
 from headway.core.planner.grants import shape_of, take_blocks
 from headway.core.planner.step_time import step_s
 from headway.core.residual import DEVIATIONS_99, guard_ratio, time_ratio, update_residual
+from headway.sim.kept_kv import evict, keep, take_over
 from headway.sim.truth import true_step_s, uniform
 from headway.sim.world_state import (
     LEARN,
@@ -71,7 +72,9 @@ def begin_step(world: World, w: int, now_s: float) -> None:
     for k in range(n):
         if grants[k] == PREEMPT:
             _preempt(world, w, ids[k])
+    take_over(world, w)
     take_blocks(world.requests, ids, n, worker, grants)
+    evict(world, w)
     shape = shape_of(world.requests, ids, n, grants)
     num_tokens = shape[0]
     assert worker.num_free_blocks >= 0
@@ -217,6 +220,7 @@ def _compact(world: World, w: int) -> None:
         if r.phase == GONE:
             world.workers[w].num_free_blocks += r.num_blocks
             r.num_blocks = 0
+            keep(world, w, ids[k])
         else:
             ids[kept] = ids[k]
             kept += 1
@@ -252,6 +256,7 @@ def _send(world: World, row: int, now_s: float) -> None:
         if needed > decode_worker.num_free_blocks or not _has_slot(world, sim.decode_worker):
             return
         decode_worker.num_free_blocks -= needed
+        evict(world, sim.decode_worker)
         target.num_blocks = needed
         sim.room_made = 1
     num_new = r.num_computed_tokens - sim.num_sent_tokens

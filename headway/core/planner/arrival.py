@@ -59,6 +59,8 @@ class ClusterView:
         kv_bytes_per_token: over all layers.
         handover_s: what to count on from the end of a prompt's computation to the first token on
             each decode worker, as measured, shape (W,); None where only the link is known.
+        num_kept_tokens: leading tokens of the prompt that is asked about whose KV a worker has kept
+            from its session, shape (W,); None where nobody knows. It can begin after them.
         allowed: whether a prompt may be prefilled here and decoded there, shape (W, W); None for
             all pairs.
     """
@@ -73,7 +75,17 @@ class ClusterView:
     link_latency_s: float
     kv_bytes_per_token: float
     handover_s: Floats | None = None
+    num_kept_tokens: Ints | None = None
     allowed: NDArray[np.bool_] | None = None
+
+    def record_on(self, new: int, w: int) -> Records:
+        """The record of the request that is asked about as it would begin on worker `w`."""
+        record: Records = self.requests[new : new + 1].copy()[0]
+        if self.num_kept_tokens is not None:
+            num_kept = self.num_kept_tokens[w]
+            record["num_computed_tokens"] = num_kept
+            record["num_blocks"] = num_kept // self.workers["block_size"][w]
+        return record
 
 
 class ArrivalPolicy(Protocol):

@@ -176,7 +176,10 @@ class PromisePolicy:
         return Explanation(limit, fitting_s, cost, cost_limit)
 
     def _cost(self, new: int, view: ClusterView) -> float:
-        return work_s(view.workers[0], view.requests[new]) / len(view.workers)
+        record = view.requests[new]
+        if view.num_kept_tokens is not None:
+            record = view.record_on(new, int(view.num_kept_tokens.argmax()))
+        return work_s(view.workers[0], record) / len(view.workers)
 
     def _best_place(self, new: int, view: ClusterView, now_s: float, *, learn: bool) -> _Place:
         best = _Place(Answer(Verdict.DEFER), Limit.PREFILL_TIME)
@@ -188,7 +191,7 @@ class PromisePolicy:
             load_of(now_s, view.requests, view.ids[w], view.counts[w], view.workers[w])
             for w in range(len(view.workers))
         ]
-        for p, d in self._pairs(view, [load for load, _, _ in loads]):
+        for p, d in self._pairs(view, self._order(new, view, [load for load, _, _ in loads])):
             if needed_room & ~(loads[p][2] & loads[d][2]):
                 continue
             longest_s = min(loads[p][1], loads[d][1], float(view.requests["tpot_s"][new]))
@@ -197,6 +200,24 @@ class PromisePolicy:
                 return place
             best = place
         return best
+
+    def _order(self, new: int, view: ClusterView, loads: list[float]) -> list[float]:
+        """What workers are ordered by: their load, and what they would have to prefill.
+
+        Where KV of the session is kept, that is less. It is worth going there while no other
+        worker is less loaded by more than the prompt it would compute again.
+        """
+        if view.num_kept_tokens is None or not view.num_kept_tokens.any():
+            return loads
+        num_prompt = view.requests["num_prompt_tokens"][new]
+        left = num_prompt - view.num_kept_tokens
+        attention = left * (view.num_kept_tokens + 0.5 * left)
+        workers = view.workers
+        own_s = workers["token_s"] * left + workers["prefill_attention_s"] * attention
+        if self.most_loaded_first:
+            own_s = -own_s
+        with_own: list[float] = (np.array(loads) + own_s).tolist()
+        return with_own
 
     def _pairs(self, view: ClusterView, loads: list[float]) -> Iterator[tuple[int, int]]:
         """Places in the order of preference: one worker for both phases before two."""
@@ -259,9 +280,10 @@ class PromisePolicy:
         free_at_s: float,
     ) -> tuple[Limit, Answer]:
         if p == d:
-            found, _ = self._probe(view.requests[new], p, view, now_s, length_s, free_at_s)
+            record = view.record_on(new, p)
+            found, _ = self._probe(record, p, view, now_s, length_s, free_at_s)
             return _LIMITS.get(found, Limit.NONE), Answer(Verdict.SERVE, p, p)
-        record = view.requests[new : new + 1].copy()[0]
+        record = view.record_on(new, p)
         handover_s = self._handover_s(p, d, view, now_s, longest_s)
         promised = bool(record["guaranteed"])
         record["leaves_after_prefill"] = 1
@@ -271,6 +293,7 @@ class PromisePolicy:
             return _LIMITS[found], Answer(Verdict.DEFER)
         record["leaves_after_prefill"] = 0
         record["phase"] = ARRIVING
+        record["num_computed_tokens"] = record["num_blocks"] = 0
         # The prefill worker may put the prompt off as long as it is in time; the latest arrival
         # is what the decode worker has to be able to live with.
         latest_at_s = float(record["prefill_due_at_s"]) if promised else computed_at_s
@@ -310,6 +333,9 @@ class PromisePolicy:
         # Pages of other prompts in the same step may go first.
         in_step = longest_s / max(float(worker["token_s"]), 1e-12)
         num_last = min(float(worker["max_step_tokens"]), in_step)
+        if view.num_kept_tokens is not None:
+            # What is found there leaves with the first step, which may be the last.
+            num_last += float(view.num_kept_tokens[p])
         queued_s = max(0.0, float(view.link_free_at_s[p]) - computed_at_s)
         sending_s = num_last * view.kv_bytes_per_token / view.link_bytes_per_s
         return queued_s + sending_s + view.link_latency_s
