@@ -25,7 +25,7 @@ CAPACITY = {
     "chat": 22.0,
     "coder": 14.0,
     "summarizer": 8.0,
-    "tools": 24.0,
+    "tools": 80.0,
     "reasoning": 5.0,
     "mixed": 13.0,
 }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from headway.core.batch_state import Floats
+from headway.core.planner.acceptance import acceptance_of
 from headway.core.planner.arrival import Answer, ArrivalPolicy, ClusterView, LatePromises
 from headway.sim.records import RunLog, run_log
 from headway.sim.scoring import Score, score
@@ -83,6 +84,15 @@ class Run:
         shares: list[float] = (busy_s / max(self.span_s, 1e-9)).tolist()
         return shares
 
+    def acceptances(self) -> dict[str, float]:
+        """By tier, what was learned of its drafts by the end; empty where nothing was drafted."""
+        if not self.settings.cluster.max_draft_tokens:
+            return {}
+        tiers, learned = self.result.workload.tiers, self.result.acceptances
+        return {
+            tier.name: float(acceptance_of(learned[number])) for number, tier in enumerate(tiers)
+        }
+
     def report(self) -> dict[str, Any]:
         """For JSON: all that result.json has."""
         p50_s, p99_s, max_s = np.quantile(self.decisions_s, (0.5, 0.99, 1.0)).tolist()
@@ -94,6 +104,7 @@ class Run:
             "tiers": {name: tally.report() for name, tally in self.score.tiers().items()},
             "utilisation_ratio": sum(utilisation) / len(utilisation),
             "utilisation_ratio_by_worker": utilisation,
+            "acceptance_by_tier": self.acceptances(),
             "span_s": self.span_s,
             "num_steps": len(self.result.steps),
             # Wall-clock time of this machine: the only figures that differ between two runs.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from headway.core.batch_state import ARRIVING, GONE, PREFILL, REQUEST, Flags, Floats, Ints, Records
+from headway.core.planner.acceptance import new_acceptances
 from headway.core.planner.arrival import (
     Answer,
     ArrivalPolicy,
@@ -24,10 +25,12 @@ from headway.core.residual import new_residuals
 from headway.core.slo import Promise
 from headway.sim.cluster import ClusterSpec
 from headway.sim.kept_kv import NOBODY, find_kept, place_on_kept
+from headway.sim.truth import uniform
 from headway.sim.workload import Workload
 from headway.sim.world_kernel import LOG_FULL, TIME_REACHED, advance, begin_step
 from headway.sim.world_state import (
     LEARN,
+    LEARN_ACCEPTANCE,
     LOG,
     NUM_FINISHED,
     NUM_STEPS_LOGGED,
@@ -45,6 +48,11 @@ from headway.sim.world_state import (
 # that those of one more step always find room.
 _LOG_ROWS = 65536
 
+# Requests of one tier differ by so much in how often their drafts are accepted.
+_ACCEPTANCE_RANGE = 0.2
+# Of `truth.uniform`; below the workers' noise, and above all requests' numbers.
+_ACCEPTANCE_STREAM = 1 << 39
+
 # Tokens of output planned with while nothing is known.
 _FIRST_LENGTH = 256
 
@@ -59,7 +67,8 @@ class RunOptions:
             learned from those that have ended.
         prefill_emits_first_token: the prefill worker sends it, not the decode worker.
         log: keep every step, and the time of every token that counts.
-        learn: planners learn from measured step times; pointless in an exact world.
+        learn: planners learn from measured step times, which is pointless in an exact world, and
+            which drafts are accepted.
         stop_before: end the run just before the decision on this request; None for never.
         progress: called with the virtual time now and then.
     """
@@ -80,6 +89,7 @@ class RunResult:
     Attributes:
         sim: SIM records.
         arrived_at_s, ttft_bound_s: per request, rounds of a session resolved.
+        acceptances: ACCEPTANCE records of the tiers, as learned by the end.
         steps, token_log: STEP and TOKEN records; empty unless asked for.
         planning_s: wall-clock seconds in the policy, and `wall_s` in all.
     """
@@ -88,6 +98,7 @@ class RunResult:
     sim: Records
     arrived_at_s: Floats
     ttft_bound_s: Floats
+    acceptances: Records
     steps: Records
     token_log: Records
     num_decisions: int
@@ -112,6 +123,7 @@ class Simulation:
     _due: list[tuple[float, int]] = field(init=False)
     _late_promises: LatePromises | None = field(init=False)
     _holds_at_once: Flags = field(init=False)
+    _last_start_s: float = field(init=False)
     _deferred: deque[int] = field(default_factory=deque)
     _steps: list[Records] = field(default_factory=list)
     _tokens: list[Records] = field(default_factory=list)
@@ -135,6 +147,7 @@ class Simulation:
             for index, at_s in enumerate(workload.arrived_at_s)
             if not np.isnan(at_s)
         ]
+        self._last_start_s = max((at_s for at_s, _ in self._due), default=0.0)
         heapq.heapify(self._due)
         self.world = self._build_world()
         world, cluster = self.world, self.cluster
@@ -185,6 +198,7 @@ class Simulation:
             sim=self.world.sim,
             arrived_at_s=self._arrived_at_s,
             ttft_bound_s=self._ttft_bound_s,
+            acceptances=self.world.acceptances,
             steps=np.concatenate([np.zeros(0, STEP), *self._steps]),
             token_log=np.concatenate([np.zeros(0, TOKEN), *self._tokens]),
             num_decisions=self._num_decisions,
@@ -304,6 +318,16 @@ class Simulation:
         if not world.running[answer.prefill_worker]:
             begin_step(world, answer.prefill_worker, self._now_s)
 
+    def _true_acceptance(self, index: int, now_s: float) -> float:
+        """How a request's drafts fare: about as its tier's do by then."""
+        name = self.workload.tiers[self.workload.tier[index]].name
+        ends = dict(self.cluster.true_acceptance).get(name)
+        if ends is None:
+            return self.cluster.acceptance
+        mean = float(np.interp(now_s, (0.0, self._last_start_s), ends))
+        spread = uniform(self.options.seed, _ACCEPTANCE_STREAM, index) - 0.5
+        return float(np.clip(mean + _ACCEPTANCE_RANGE * spread, 0.0, 1.0))
+
     def _find_kept(self, index: int) -> None:
         """Note where KV of this request's session is kept, for the policy."""
         found = self.view.num_kept_tokens
@@ -362,6 +386,7 @@ class Simulation:
         sim["first_due_at_s"] = due_at_s
         sim["num_own_prompt_tokens"] = num_prompt_tokens
         sim["sent_at_s"] = np.inf
+        sim["acceptance"] = self._true_acceptance(index, now_s)
         self._find_kept(index)
 
     def _build_world(self) -> World:
@@ -372,13 +397,13 @@ class Simulation:
         requests["phase"] = GONE
         sim = np.zeros(num_requests, SIM)
         sim["num_output_tokens"] = workload.num_output_tokens
-        sim["acceptance"] = cluster.acceptance
         sim["session"], num_sessions = _sessions(workload.follows)
         sim["is_followed"][workload.follows[workload.follows >= 0]] = 1
         sim["first_token_at_s"] = sim["last_token_at_s"] = np.nan
-        world_options = np.zeros(4, np.int64)
+        world_options = np.zeros(5, np.int64)
         world_options[LOG] = options.log
         world_options[PREFILL_EMITS] = options.prefill_emits_first_token
+        world_options[LEARN_ACCEPTANCE] = options.learn and cluster.max_draft_tokens > 0
         world_options[LEARN] = options.learn and not cluster.exact
         return World(
             requests=requests,
@@ -406,6 +431,7 @@ class Simulation:
             step_log=np.zeros(_LOG_ROWS if options.log else 1, STEP),
             token_log=np.zeros(2 * _LOG_ROWS if options.log else 1, TOKEN),
             residuals=new_residuals(num_workers),
+            acceptances=new_acceptances(cluster.acceptance, len(workload.tiers)),
             kept=np.zeros((num_workers, num_sessions), np.int64),
             kept_since=np.zeros((num_workers, num_sessions), np.int64),
             kept_for=np.full((num_workers, num_sessions), NOBODY),

@@ -7,6 +7,7 @@ import numpy as np
 from headway.core.batch_state import ARRIVING, DECODE, GONE, LEAVING, PREEMPT, PREFILL
 from headway.core.batching import blocks_for
 from headway.core.kernel import kernel
+from headway.core.planner.acceptance import acceptance_of, observe_decode
 from headway.core.planner.formers import form
 from headway.core.planner.grants import shape_of, take_blocks
 from headway.core.planner.step_time import step_s
@@ -15,6 +16,7 @@ from headway.sim.kept_kv import evict, keep, take_over
 from headway.sim.truth import true_step_s, uniform
 from headway.sim.world_state import (
     LEARN,
+    LEARN_ACCEPTANCE,
     LOG,
     NUM_FINISHED,
     NUM_STEPS_LOGGED,
@@ -68,6 +70,8 @@ def begin_step(world: World, w: int, now_s: float) -> None:
     n = world.counts[w]
     grants = world.grants[w]
     ids = world.ids[w]
+    if worker.max_draft_tokens > 0:
+        _believe_acceptance(world, w)
     form(world.formers[w], now_s, world.requests, ids, n, worker, grants)
     for k in range(n):
         if grants[k] == PREEMPT:
@@ -149,12 +153,22 @@ def _end_step(world: World, w: int, now_s: float) -> None:  # noqa: C901 - compi
                 _emit(world, row, row, now_s)
         elif r.phase == DECODE:
             num_new = 1 + _num_accepted(world, w, row, grant - 1)
+            if world.options[LEARN_ACCEPTANCE] == 1:
+                observe_decode(world.acceptances[r.tier], grant - 1, num_new - 1)
             for _ in range(num_new):
                 if r.phase != DECODE:
                     break
                 r.num_computed_tokens += 1
                 _emit(world, row, row, now_s)
     _compact(world, w)
+
+
+@kernel
+def _believe_acceptance(world: World, w: int) -> None:
+    """Tell the former what has been learned of the tiers on this worker."""
+    for k in range(world.counts[w]):
+        r = world.requests[world.ids[w, k]]
+        r.acceptance = acceptance_of(world.acceptances[r.tier])
 
 
 @kernel

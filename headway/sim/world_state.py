@@ -67,8 +67,8 @@ TOKEN = np.dtype([("request", np.int64), ("index", np.int64), ("at_s", np.float6
 NUM_FINISHED, NUM_STEPS_LOGGED, NUM_TOKENS_LOGGED = range(3)
 # Entries of `World.options`, each 0 or 1: return when a request ended; write `step_log` and
 # `token_log`; the prefill worker emits the first token; the planner learns from measured step
-# times.
-STOP_ON_FINISH, LOG, PREFILL_EMITS, LEARN = range(4)
+# times; the planner learns which drafts are accepted.
+STOP_ON_FINISH, LOG, PREFILL_EMITS, LEARN, LEARN_ACCEPTANCE = range(5)
 
 
 class World(NamedTuple):
@@ -90,6 +90,7 @@ class World(NamedTuple):
         step_log: STEP records.
         token_log: TOKEN records.
         residuals: RESIDUAL records, shape (W,): what each worker's measured steps say.
+        acceptances: ACCEPTANCE records of the tiers: what all workers' steps say about drafts.
         kept: blocks that a session's last round left on a worker, shape (W, S); see `kept_kv`.
         kept_since: order in which they were left, shape (W, S).
         kept_for: row of the request that will begin with them, or -1, shape (W, S).
@@ -117,6 +118,7 @@ class World(NamedTuple):
     step_log: Records
     token_log: Records
     residuals: Records
+    acceptances: Records
     kept: Ints
     kept_since: Ints
     kept_for: Ints
