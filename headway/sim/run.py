@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from headway.core.batch_state import Floats
 from headway.core.planner.acceptance import acceptance_of
-from headway.core.planner.arrival import Answer, ArrivalPolicy, ClusterView, LatePromises
+from headway.core.planner.advice import Split
+from headway.core.planner.arrival import (
+    Answer,
+    ArrivalPolicy,
+    ClusterView,
+    LatePromises,
+    RoleChange,
+    RoleChanges,
+)
 from headway.sim.records import RunLog, run_log
+from headway.sim.roles import Flip, advised_split
 from headway.sim.scoring import Score, score
 from headway.sim.settings import Settings
 from headway.sim.simulation import RunResult
@@ -49,6 +58,11 @@ class TimedPolicy:
             else -1
         )
 
+    def change_role(self, view: ClusterView, now_s: float) -> RoleChange | None:
+        if not isinstance(self.policy, RoleChanges):
+            return None
+        return self.policy.change_role(view, now_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -57,6 +71,8 @@ class Run:
     Attributes:
         settings: with this run's rate only.
         decisions_s: wall-clock time the policy took for each decision.
+        advice: how many workers should prefill and how many decode, for all that was asked;
+            None for a single worker.
     """
 
     settings: Settings
@@ -65,6 +81,7 @@ class Run:
     score: Score
     log: RunLog
     decisions_s: Floats
+    advice: Split | None
 
     @property
     def rate(self) -> float:
@@ -105,6 +122,8 @@ class Run:
             "utilisation_ratio": sum(utilisation) / len(utilisation),
             "utilisation_ratio_by_worker": utilisation,
             "acceptance_by_tier": self.acceptances(),
+            "advice": None if self.advice is None else asdict(self.advice),
+            "flips": [_flip(flip) for flip in self.result.flips],
             "span_s": self.span_s,
             "num_steps": len(self.result.steps),
             # Wall-clock time of this machine: the only figures that differ between two runs.
@@ -116,6 +135,17 @@ class Run:
             },
             "wall_s": self.result.wall_s,
         }
+
+
+def _flip(flip: Flip) -> dict[str, Any]:
+    """Null where the run ended before the worker was empty."""
+    taken_at_s = None if np.isnan(flip.taken_at_s) else flip.taken_at_s
+    return {
+        "worker": flip.worker,
+        "decided_at_s": flip.decided_at_s,
+        "taken_at_s": taken_at_s,
+        "to": "prefill" if flip.prefills else "decode",
+    }
 
 
 def run(settings: Settings, progress: Callable[[float], None] | None = None) -> Run:
@@ -143,6 +173,7 @@ def run(settings: Settings, progress: Callable[[float], None] | None = None) -> 
         scored,
         run_log(result, scored),
         np.array(policy.decisions_s),
+        advised_split(workload, simulation.cluster),
     )
 
 

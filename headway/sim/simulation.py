@@ -17,6 +17,7 @@ from headway.core.planner.arrival import (
     ArrivalPolicy,
     ClusterView,
     LatePromises,
+    RoleChanges,
     Verdict,
 )
 from headway.core.planner.baselines.codes import SLACK
@@ -25,6 +26,7 @@ from headway.core.residual import new_residuals
 from headway.core.slo import Promise
 from headway.sim.cluster import ClusterSpec
 from headway.sim.kept_kv import NOBODY, find_kept, place_on_kept
+from headway.sim.roles import Flip, RoleBook
 from headway.sim.truth import uniform
 from headway.sim.workload import Workload
 from headway.sim.world_kernel import LOG_FULL, TIME_REACHED, advance, begin_step
@@ -90,6 +92,7 @@ class RunResult:
         sim: SIM records.
         arrived_at_s, ttft_bound_s: per request, rounds of a session resolved.
         acceptances: ACCEPTANCE records of the tiers, as learned by the end.
+        flips: workers that changed their roles, in order.
         steps, token_log: STEP and TOKEN records; empty unless asked for.
         planning_s: wall-clock seconds in the policy, and `wall_s` in all.
     """
@@ -99,6 +102,7 @@ class RunResult:
     arrived_at_s: Floats
     ttft_bound_s: Floats
     acceptances: Records
+    flips: list[Flip]
     steps: Records
     token_log: Records
     num_decisions: int
@@ -124,6 +128,7 @@ class Simulation:
     _late_promises: LatePromises | None = field(init=False)
     _holds_at_once: Flags = field(init=False)
     _last_start_s: float = field(init=False)
+    _roles: RoleBook | None = field(init=False)
     _deferred: deque[int] = field(default_factory=deque)
     _steps: list[Records] = field(default_factory=list)
     _tokens: list[Records] = field(default_factory=list)
@@ -151,6 +156,8 @@ class Simulation:
         heapq.heapify(self._due)
         self.world = self._build_world()
         world, cluster = self.world, self.cluster
+        policy = self.policy
+        self._roles = RoleBook(world, policy) if isinstance(policy, RoleChanges) else None
         self.view = ClusterView(
             requests=world.requests,
             ids=world.ids,
@@ -199,6 +206,7 @@ class Simulation:
             arrived_at_s=self._arrived_at_s,
             ttft_bound_s=self._ttft_bound_s,
             acceptances=self.world.acceptances,
+            flips=self._roles.flips if self._roles else [],
             steps=np.concatenate([np.zeros(0, STEP), *self._steps]),
             token_log=np.concatenate([np.zeros(0, TOKEN), *self._tokens]),
             num_decisions=self._num_decisions,
@@ -232,6 +240,8 @@ class Simulation:
                 int(self.workload.tier[index]), int(self.workload.num_output_tokens[index])
             )
             self._followers_are_due(index, self._now_s)
+        if self._roles is not None:
+            self._roles.settle(self._now_s)
         world.counters[NUM_FINISHED] = 0
 
     def _followers_are_due(self, index: int, at_s: float) -> None:
@@ -248,9 +258,13 @@ class Simulation:
     def _arrive(self, index: int, now_s: float) -> None:
         self._now_s = now_s
         self._arrived_at_s[index] = now_s
+        if self._roles is not None:
+            self._roles.settle(now_s)
         self._fill(index, now_s)
         self._promise_late()
         started_s = time.perf_counter()
+        if self._roles is not None:
+            self._roles.ask(self.view, now_s)
         answer = self.policy.decide(index, self.view, now_s)
         self._planning_s += time.perf_counter() - started_s
         self._num_decisions += 1

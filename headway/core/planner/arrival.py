@@ -106,6 +106,24 @@ class ArrivalPolicy(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class RoleChange:
+    """Worker `worker` takes nothing new, and once it is empty, prefills or decodes as told."""
+
+    worker: int
+    prefills: bool
+    decodes: bool
+
+
+@runtime_checkable
+class RoleChanges(Protocol):
+    """A policy that also says which workers prefill and which decode."""
+
+    def change_role(self, view: ClusterView, now_s: float) -> RoleChange | None:
+        """Asked at every arrival. A worker that is being drained neither prefills nor decodes."""
+        ...
+
+
 @runtime_checkable
 class LatePromises(Protocol):
     """A policy that may also promise what it deferred."""

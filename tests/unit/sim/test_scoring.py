@@ -58,6 +58,7 @@ def ended(
         arrived_at_s=workload.arrived_at_s,
         ttft_bound_s=bound_s,
         acceptances=new_acceptances(0.7, len(workload.tiers)),
+        flips=[],
         steps=np.zeros(0, STEP),
         token_log=np.zeros(0, TOKEN),
         num_decisions=len(workload),
