@@ -33,6 +33,8 @@ REQUEST = np.dtype(
         ("phase", _I),
         # 1 if promised, 0 if best effort. Due times of best effort are infinite.
         ("guaranteed", _I),
+        # 1 if it was not promised and is now treated as if it had been, see core.planner.ageing.
+        ("is_raised", _I),
         # 1 if its KV pages leave for another worker once the prompt is computed.
         ("leaves_after_prefill", _I),
         ("arrived_at_s", _F),

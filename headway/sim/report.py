@@ -71,7 +71,7 @@ def _figures(runs: Sequence[Run]) -> list[PlottedFigure]:
     if run.result.flips:
         roles = PlottedFigure(
             f"Roles of the workers{at}",
-            "Orange-red: prefill, blue: decode, grey: drained for another role.",
+            "Orange: prefill, blue: decode, grey: drained for another role.",
             Markup(plots.role_timeline(run)),  # noqa: S704
         )
         figures.append(roles)

@@ -13,6 +13,7 @@ from headway.core.batch_state import Floats
 from headway.core.planner.acceptance import acceptance_of
 from headway.core.planner.advice import Split
 from headway.core.planner.arrival import (
+    Ageing,
     Answer,
     ArrivalPolicy,
     ClusterView,
@@ -57,6 +58,9 @@ class TimedPolicy:
             if isinstance(self.policy, LatePromises)
             else -1
         )
+
+    def raise_aged(self, w: int, view: ClusterView, now_s: float) -> int:
+        return self.policy.raise_aged(w, view, now_s) if isinstance(self.policy, Ageing) else -1
 
     def change_role(self, view: ClusterView, now_s: float) -> RoleChange | None:
         if not isinstance(self.policy, RoleChanges):

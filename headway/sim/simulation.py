@@ -12,7 +12,9 @@ import numpy as np
 
 from headway.core.batch_state import ARRIVING, GONE, PREFILL, REQUEST, Flags, Floats, Ints, Records
 from headway.core.planner.acceptance import new_acceptances
+from headway.core.planner.ageing import raise_pace
 from headway.core.planner.arrival import (
+    Ageing,
     Answer,
     ArrivalPolicy,
     ClusterView,
@@ -126,6 +128,7 @@ class Simulation:
     _followers: dict[int, int] = field(init=False)
     _due: list[tuple[float, int]] = field(init=False)
     _late_promises: LatePromises | None = field(init=False)
+    _ageing: Ageing | None = field(init=False)
     _holds_at_once: Flags = field(init=False)
     _last_start_s: float = field(init=False)
     _roles: RoleBook | None = field(init=False)
@@ -139,6 +142,7 @@ class Simulation:
 
     def __post_init__(self) -> None:
         # Asked once: looking a protocol up takes as long as many a decision.
+        self._ageing = self.policy if isinstance(self.policy, Ageing) else None
         self._late_promises = self.policy if isinstance(self.policy, LatePromises) else None
         workload, num_requests = self.workload, len(self.workload)
         self._holds_at_once = np.array(self.formers) == SLACK
@@ -262,6 +266,7 @@ class Simulation:
             self._roles.settle(now_s)
         self._fill(index, now_s)
         self._promise_late()
+        self._raise_aged()
         started_s = time.perf_counter()
         if self._roles is not None:
             self._roles.ask(self.view, now_s)
@@ -312,6 +317,17 @@ class Simulation:
             while (row := self._late_promises.promise_late(worker, self.view, self._now_s)) >= 0:
                 self.world.requests[row]["guaranteed"] = 1
                 self.world.sim["deferred"][row % len(self.workload)] = 0
+        self._planning_s += time.perf_counter() - started_s
+
+    def _raise_aged(self) -> None:
+        """Help best effort that has waited too long. It stays best effort in the score."""
+        if self._ageing is None:
+            return
+        started_s = time.perf_counter()
+        for worker in range(self.cluster.num_workers):
+            row = self._ageing.raise_aged(worker, self.view, self._now_s)
+            if row >= 0:
+                raise_pace(self.world.requests[row], self._now_s)
         self._planning_s += time.perf_counter() - started_s
 
     def _place(self, index: int, answer: Answer) -> None:

@@ -131,3 +131,12 @@ class LatePromises(Protocol):
     def promise_late(self, w: int, view: ClusterView, now_s: float) -> int:
         """A row on worker `w` that was deferred and is promised from now on; -1 for none."""
         ...
+
+
+@runtime_checkable
+class Ageing(Protocol):
+    """A policy that also sees to it that best effort does not wait for ever."""
+
+    def raise_aged(self, w: int, view: ClusterView, now_s: float) -> int:
+        """Row on worker `w` for `core.planner.ageing.raise_pace`; -1 for none."""
+        ...

@@ -55,6 +55,10 @@ class ChangingRoles:
         """See `LatePromises.promise_late`."""
         return self.policy.promise_late(w, view, now_s)
 
+    def raise_aged(self, w: int, view: ClusterView, now_s: float) -> int:
+        """See `Ageing.raise_aged`."""
+        return self.policy.raise_aged(w, view, now_s)
+
     def change_role(self, view: ClusterView, now_s: float) -> RoleChange | None:
         """See `RoleChanges.change_role`; one worker at a time."""
         if now_s < self._next_look_s:

@@ -9,6 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from headway.core.batch_state import ARRIVING, Records
+from headway.core.planner.ageing import aged
 from headway.core.planner.arrival import Answer, ClusterView, Verdict
 from headway.core.planner.baselines.codes import SLACK
 from headway.core.planner.price import ShadowPrice
@@ -147,6 +148,13 @@ class PromisePolicy:
             view.grants[w],
             view.workers[w],
             limit,
+        )
+        return int(view.ids[w, position]) if position >= 0 else -1
+
+    def raise_aged(self, w: int, view: ClusterView, now_s: float) -> int:
+        """See `Ageing.raise_aged`."""
+        position = aged(
+            now_s, view.requests, view.ids[w], view.counts[w], view.grants[w], view.workers[w]
         )
         return int(view.ids[w, position]) if position >= 0 else -1
 
