@@ -9,7 +9,8 @@ import pytest
 
 from headway.core.batch_state import DECODE, Records
 from headway.core.planner.ageing import RAISED_AFTER_S, RAISED_WITHIN_S, aged, raise_pace
-from headway.core.planner.arrival import Answer, ClusterView
+from headway.core.planner.arrival import Answer, ArrivalPolicy, ClusterView
+from headway.core.planner.baselines.codes import SLACK
 from headway.core.planner.promising import PromisePolicy
 from headway.sim.scoring import score
 from headway.sim.simulation import Simulation
@@ -72,10 +73,7 @@ class NobodyAges:
     """Headway's policy without ageing."""
 
     policy: PromisePolicy = field(default_factory=PromisePolicy)
-
-    @property
-    def former(self) -> int:
-        return self.policy.former
+    former: int = SLACK
 
     def decide(self, new: int, view: ClusterView, now_s: float) -> Answer:
         return self.policy.decide(new, view, now_s)
@@ -92,7 +90,8 @@ def test_under_steady_overload_some_best_effort_ends_and_no_promise_breaks(scena
     asked = workload(scenario, 2400, load=1.8, num_workers=1, seed=1)
     machines = cluster("colocated-1", exact=True)
     ended, attained = [], []
-    for policy in (PromisePolicy(), NobodyAges()):
+    policies: tuple[ArrivalPolicy, ...] = (PromisePolicy(), NobodyAges())
+    for policy in policies:
         result = Simulation(asked, machines, policy, (policy.former,)).run()
         scored = score(result)
         assert not (scored.promised & ~scored.strict).any()
