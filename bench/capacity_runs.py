@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -137,11 +137,6 @@ def bound(case: Case, seed: int, attainment: float, *, drafts: bool = False) -> 
     machine = case.machine
     spec = _cluster(machine.profile, machine.num_gpus)
     workload = _workload(case, seed)
-    workload = replace(
-        workload,
-        # The simulated engines keep no KV after a request, so there is none to find.
-        num_prefix_tokens=np.zeros_like(workload.num_prefix_tokens),
-    )
     drafting = NO_DRAFTING
     if drafts:
         draft = spec.hardware.draft

@@ -25,7 +25,7 @@ CAPACITY = {
     "chat": 22.0,
     "coder": 14.0,
     "summarizer": 8.0,
-    "tools": 24.0,
+    "tools": 80.0,
     "reasoning": 5.0,
     "mixed": 13.0,
 }
@@ -133,6 +133,9 @@ class Watched(Simulation):
             assert (held >= 0).all()
             assert worker["num_free_blocks"] >= 0
             assert worker["num_free_blocks"] + held.sum() == worker["num_blocks"]
+            assert 0 <= world.num_kept[w] <= worker["num_free_blocks"]
+            assert (world.kept[w] >= 0).all()
+            assert world.kept[w].sum() == world.num_kept[w]
             room = held * worker["block_size"]
             decoding = requests["phase"][rows] != LEAVING
             assert (requests["num_computed_tokens"][rows] <= room)[decoding & (held > 0)].all()

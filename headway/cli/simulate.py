@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,29 @@ def _summary(one: Run) -> str:
         f"{report['span_s']:.1f} s of virtual time in {report['wall_s']:.2f} s; a decision took "
         f"{policy_s['p50'] * 1e3:.2f} ms, p99 {policy_s['p99'] * 1e3:.2f}, "
         f"max {policy_s['max'] * 1e3:.2f}\n"
+        f"{_roles(one)}"
         f"log sha256 {report['log_sha256']}"
+    )
+
+
+def _roles(one: Run) -> str:
+    """What the load asks of each role, and who changed it; empty for a single worker."""
+    advice = one.advice
+    if advice is None:
+        return ""
+    flips = ""
+    for flip in one.result.flips:
+        role = "prefill" if flip.prefills else "decode"
+        taken = "not empty by the end"
+        if not math.isnan(flip.taken_at_s):
+            taken = f"took it at {flip.taken_at_s:.1f} s"
+        flips += (
+            f"worker {flip.worker} to {role}: drained from {flip.decided_at_s:.1f} s, {taken}\n"
+        )
+    return (
+        f"separate pools for this load: {advice.num_prefill} prefill : {advice.num_decode} decode, "
+        f"at {100 * advice.prefill_ratio:.0f} % and {100 * advice.decode_ratio:.0f} % of what they "
+        f"can take, KV at {100 * advice.kv_ratio:.0f} %\n{flips}"
     )
 
 

@@ -33,6 +33,8 @@ REQUEST = np.dtype(
         ("phase", _I),
         # 1 if promised, 0 if best effort. Due times of best effort are infinite.
         ("guaranteed", _I),
+        # 1 if it was not promised and is now treated as if it had been, see core.planner.ageing.
+        ("is_raised", _I),
         # 1 if its KV pages leave for another worker once the prompt is computed.
         ("leaves_after_prefill", _I),
         ("arrived_at_s", _F),
@@ -52,6 +54,8 @@ REQUEST = np.dtype(
         ("num_prompt_tokens", _I),
         # Of these, tokens whose KV exists on this worker. In DECODE: all KV tokens held.
         ("num_computed_tokens", _I),
+        # Of these, found here at the start: their pages leave with those of the first step.
+        ("num_unsent_tokens", _I),
         ("num_output_tokens", _I),
         # What the plan counts on as the whole output's length; at least num_output_tokens + 1.
         ("num_output_bound", _I),

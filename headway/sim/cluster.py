@@ -53,6 +53,9 @@ class ClusterSpec:
         noise_sigma, spike_probability, spike_ratio: of the true step times.
         model_error_ratio: the planner's times are the profile's times this.
         max_draft_tokens: 0 switches speculation off.
+        acceptance: of a drafted token, as the planner believes before it has seen any.
+        true_acceptance: of a tier's drafts, for tiers where it is another: (tier, (at the start,
+            when the last session starts)), linear in between. Requests differ by up to 0.1.
         first_token_overhead_s: what planning and the way to the client take of each TTFT.
     """
 
@@ -70,6 +73,7 @@ class ClusterSpec:
     model_error_ratio: float = 1.0
     max_draft_tokens: int = 0
     acceptance: float = 0.7
+    true_acceptance: tuple[tuple[str, tuple[float, float]], ...] = ()
     link_bytes_per_s: float = 25e9
     link_latency_s: float = 0.0005
     first_token_overhead_s: float = 0.001

@@ -196,3 +196,23 @@ def goodput_in_burst(run: Run) -> str:
     axes.set(xlabel="virtual time of arrival, s", ylabel="requests per second")
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     return _svg(figure, "goodput-in-burst")
+
+
+def role_timeline(run: Run) -> str:
+    """Which role each worker had, and when it was drained."""
+    figure, (axes,) = _axes(1, 9.0, 0.6 + 0.35 * run.num_workers)
+    cluster = run.settings.cluster.spec()
+    for worker in range(run.num_workers):
+        prefills, since_s = worker < cluster.num_prefill, 0.0
+        for flip in (flip for flip in run.result.flips if flip.worker == worker):
+            taken_at_s = run.span_s if np.isnan(flip.taken_at_s) else flip.taken_at_s
+            _role_bar(axes, worker, since_s, flip.decided_at_s, _PROMPT if prefills else _DECODE)
+            _role_bar(axes, worker, flip.decided_at_s, taken_at_s, "lightgrey")
+            prefills, since_s = flip.prefills, taken_at_s
+        _role_bar(axes, worker, since_s, run.span_s, _PROMPT if prefills else _DECODE)
+    axes.set(xlabel="virtual time, s", ylabel="worker", yticks=range(run.num_workers))
+    return _svg(figure, "role-timeline")
+
+
+def _role_bar(axes: Axes, worker: int, start_s: float, end_s: float, colour: str) -> None:
+    axes.barh(worker, max(0.0, end_s - start_s), left=start_s, color=colour, height=0.7)

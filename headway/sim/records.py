@@ -78,6 +78,7 @@ def _requests(result: RunResult, score: Score) -> Iterator[dict[str, Any]]:
             "follows": int(workload.follows[i]) if workload.follows[i] >= 0 else None,
             "arrived_at_s": float(result.arrived_at_s[i]),
             "num_prompt_tokens": int(workload.num_prompt_tokens[i]),
+            "num_cached_tokens": int(sim["num_cached_tokens"][i]),
             "num_output_tokens": int(workload.num_output_tokens[i]),
             "num_thinking_tokens": num_thinking,
             "ttft_bound_s": float(result.ttft_bound_s[i]),

@@ -68,6 +68,13 @@ def _figures(runs: Sequence[Run]) -> list[PlottedFigure]:
             Markup(plots.goodput_in_burst(run)),  # noqa: S704
         ),
     ]
+    if run.result.flips:
+        roles = PlottedFigure(
+            f"Roles of the workers{at}",
+            "Orange: prefill, blue: decode, grey: drained for another role.",
+            Markup(plots.role_timeline(run)),  # noqa: S704
+        )
+        figures.append(roles)
     if len(runs) > 1:
         over_rate = PlottedFigure(
             "Attainment over the rate",

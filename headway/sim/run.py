@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from headway.core.batch_state import Floats
-from headway.core.planner.arrival import Answer, ArrivalPolicy, ClusterView, LatePromises
+from headway.core.planner.acceptance import acceptance_of
+from headway.core.planner.advice import Split
+from headway.core.planner.arrival import (
+    Ageing,
+    Answer,
+    ArrivalPolicy,
+    ClusterView,
+    LatePromises,
+    RoleChange,
+    RoleChanges,
+)
 from headway.sim.records import RunLog, run_log
+from headway.sim.roles import Flip, advised_split
 from headway.sim.scoring import Score, score
 from headway.sim.settings import Settings
 from headway.sim.simulation import RunResult
@@ -48,6 +59,14 @@ class TimedPolicy:
             else -1
         )
 
+    def raise_aged(self, w: int, view: ClusterView, now_s: float) -> int:
+        return self.policy.raise_aged(w, view, now_s) if isinstance(self.policy, Ageing) else -1
+
+    def change_role(self, view: ClusterView, now_s: float) -> RoleChange | None:
+        if not isinstance(self.policy, RoleChanges):
+            return None
+        return self.policy.change_role(view, now_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -56,6 +75,8 @@ class Run:
     Attributes:
         settings: with this run's rate only.
         decisions_s: wall-clock time the policy took for each decision.
+        advice: how many workers should prefill and how many decode, for all that was asked;
+            None for a single worker.
     """
 
     settings: Settings
@@ -64,6 +85,7 @@ class Run:
     score: Score
     log: RunLog
     decisions_s: Floats
+    advice: Split | None
 
     @property
     def rate(self) -> float:
@@ -83,6 +105,15 @@ class Run:
         shares: list[float] = (busy_s / max(self.span_s, 1e-9)).tolist()
         return shares
 
+    def acceptances(self) -> dict[str, float]:
+        """By tier, what was learned of its drafts by the end; empty where nothing was drafted."""
+        if not self.settings.cluster.max_draft_tokens:
+            return {}
+        tiers, learned = self.result.workload.tiers, self.result.acceptances
+        return {
+            tier.name: float(acceptance_of(learned[number])) for number, tier in enumerate(tiers)
+        }
+
     def report(self) -> dict[str, Any]:
         """For JSON: all that result.json has."""
         p50_s, p99_s, max_s = np.quantile(self.decisions_s, (0.5, 0.99, 1.0)).tolist()
@@ -94,6 +125,9 @@ class Run:
             "tiers": {name: tally.report() for name, tally in self.score.tiers().items()},
             "utilisation_ratio": sum(utilisation) / len(utilisation),
             "utilisation_ratio_by_worker": utilisation,
+            "acceptance_by_tier": self.acceptances(),
+            "advice": None if self.advice is None else asdict(self.advice),
+            "flips": [_flip(flip) for flip in self.result.flips],
             "span_s": self.span_s,
             "num_steps": len(self.result.steps),
             # Wall-clock time of this machine: the only figures that differ between two runs.
@@ -105,6 +139,17 @@ class Run:
             },
             "wall_s": self.result.wall_s,
         }
+
+
+def _flip(flip: Flip) -> dict[str, Any]:
+    """Null where the run ended before the worker was empty."""
+    taken_at_s = None if np.isnan(flip.taken_at_s) else flip.taken_at_s
+    return {
+        "worker": flip.worker,
+        "decided_at_s": flip.decided_at_s,
+        "taken_at_s": taken_at_s,
+        "to": "prefill" if flip.prefills else "decode",
+    }
 
 
 def run(settings: Settings, progress: Callable[[float], None] | None = None) -> Run:
@@ -132,6 +177,7 @@ def run(settings: Settings, progress: Callable[[float], None] | None = None) -> 
         scored,
         run_log(result, scored),
         np.array(policy.decisions_s),
+        advised_split(workload, simulation.cluster),
     )
 
 

@@ -28,6 +28,9 @@ _NUM_HISTORY = 4000
 _HISTORY_SEED = 1 << 32
 
 
+Ratio = Annotated[float, Field(ge=0, le=1)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,6 +44,7 @@ class ClusterSettings(_Section):
         roles: "colocated", or "P:D" for P prefill and D decode workers, or "C+P:D" for C
             colocated ones besides.
         host_s: what an engine's host adds to every step.
+        true_acceptance: of drafts by tier, at the start and when the last session starts.
     """
 
     profile: str = "profiles/h100-llama-3.1-8b-bf16.toml"
@@ -58,7 +62,8 @@ class ClusterSettings(_Section):
     spike_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0
     model_error_ratio: Positive = 1.0
     max_draft_tokens: Annotated[int, Field(ge=0)] = 0
-    acceptance: Annotated[float, Field(ge=0, le=1)] = 0.7
+    acceptance: Ratio = 0.7
+    true_acceptance: dict[str, tuple[Ratio, Ratio]] = {}
     link_bytes_per_s: Positive = 25e9
     link_latency_s: NonNegative = 0.0005
     first_token_overhead_s: NonNegative = 0.001
@@ -79,8 +84,12 @@ class ClusterSettings(_Section):
         num_workers, num_left = divmod(self.gpus, machine.num_gpus)
         if num_left or not num_workers:
             raise ConfigError(f"a worker takes {machine.num_gpus} GPUs; {self.gpus} do not divide")
-        taken = {"profile", "gpus", "roles", "host_s"}
-        spec = ClusterSpec(machine, **self.model_dump(exclude=taken))
+        taken = {"profile", "gpus", "roles", "host_s", "true_acceptance"}
+        spec = ClusterSpec(
+            machine,
+            **self.model_dump(exclude=taken),
+            true_acceptance=tuple(self.true_acceptance.items()),
+        )
         if self.roles == "colocated":
             return spec.with_roles(num_workers, 0, 0)
         colocated, _, separate = self.roles.rpartition("+")
@@ -181,6 +190,10 @@ class Settings(_Section):
         names = [tier.name for tier in workload.tiers]
         if unknown := self.tiers.keys() - set(names):
             raise ConfigError(f"scenario {self.scenario} has tiers {names}, not {sorted(unknown)}")
+        if unknown := self.cluster.true_acceptance.keys() - set(names):
+            raise ConfigError(
+                f"cluster.true_acceptance: {self.scenario} has tiers {names}, not {sorted(unknown)}"
+            )
         tiers = tuple(
             self.tiers[tier.name].tier(tier) if tier.name in self.tiers else tier
             for tier in workload.tiers

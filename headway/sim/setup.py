@@ -12,6 +12,7 @@ from headway.core.batch_state import ARRIVING, Ints
 from headway.core.planner.arrival import ArrivalPolicy, ClusterView
 from headway.core.planner.baselines import BASELINES, BaselineSpec
 from headway.core.planner.baselines.routing import WithAdmission
+from headway.core.planner.changing_roles import ChangingRoles
 from headway.core.planner.fluid_policy import FluidPolicy
 from headway.core.planner.probe import FITS, load_of, probe
 from headway.core.planner.promising import PromisePolicy
@@ -24,8 +25,13 @@ HOST_S = 0.0007
 
 HEADWAY = "headway"
 HEADWAY_DP = "headway-dp"
+HEADWAY_ROLES = "headway-roles"
 
-_OWN: dict[str, Callable[[], ArrivalPolicy]] = {HEADWAY: PromisePolicy, HEADWAY_DP: FluidPolicy}
+_OWN: dict[str, Callable[[], ArrivalPolicy]] = {
+    HEADWAY: PromisePolicy,
+    HEADWAY_DP: FluidPolicy,
+    HEADWAY_ROLES: ChangingRoles,
+}
 
 # Their routers know no worker that only prefills or only decodes.
 _COLOCATED_ONLY = frozenset({"scorpio", "polyserve"})
@@ -59,7 +65,7 @@ class FutureTest:
         """See `AdmissionTest.fits`. KV pages are taken to arrive when the prompt is due."""
         worker = view.workers[worker_index]
         ids, n = view.ids[worker_index], view.counts[worker_index]
-        record = view.requests[new : new + 1].copy()[0]
+        record = view.record_on(new, worker_index)
         if not worker["prefills"]:
             record["phase"] = ARRIVING
             record["arrives_at_s"] = record["prefill_due_at_s"]
@@ -84,6 +90,7 @@ def policy_names() -> dict[str, str]:
     baselines = {name: spec.description for name, spec in BASELINES.items()}
     return {
         HEADWAY: "promises what the future of a worker has room for, and serves the rest after",
+        HEADWAY_ROLES: "headway, and workers change between prefill and decode as the load asks",
         HEADWAY_DP: "headway, but a dynamic program over deadlines and loads admits",
         **baselines,
         **{f"{name}+": f"{name} behind Headway's admission test" for name in baselines},
@@ -142,6 +149,8 @@ class NamedPolicy:
         """
         if self.name.removesuffix("+") in _COLOCATED_ONLY and not cluster.num_colocated:
             raise ValueError(f"{self.name} needs colocated workers")
+        if self.name == HEADWAY_ROLES and cluster.num_colocated:
+            raise ValueError(f"{self.name} needs prefill and decode workers, as in 1:1")
         separate = self.baseline is not None and self.baseline.separate_pools
         if separate and cluster.num_colocated:
             raise ValueError(f"{self.name} needs prefill and decode workers, as in 1:1")

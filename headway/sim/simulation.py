@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from headway.core.batch_state import ARRIVING, GONE, PREFILL, REQUEST, Floats, Records
+from headway.core.batch_state import ARRIVING, GONE, PREFILL, REQUEST, Flags, Floats, Ints, Records
+from headway.core.planner.acceptance import new_acceptances
+from headway.core.planner.ageing import raise_pace
 from headway.core.planner.arrival import (
+    Ageing,
     Answer,
     ArrivalPolicy,
     ClusterView,
     LatePromises,
+    RoleChanges,
     Verdict,
 )
 from headway.core.planner.baselines.codes import SLACK
@@ -23,10 +27,14 @@ from headway.core.planner.output_lengths import OutputLengths
 from headway.core.residual import new_residuals
 from headway.core.slo import Promise
 from headway.sim.cluster import ClusterSpec
+from headway.sim.kept_kv import NOBODY, find_kept, place_on_kept
+from headway.sim.roles import Flip, RoleBook
+from headway.sim.truth import uniform
 from headway.sim.workload import Workload
 from headway.sim.world_kernel import LOG_FULL, TIME_REACHED, advance, begin_step, make_room
 from headway.sim.world_state import (
     LEARN,
+    LEARN_ACCEPTANCE,
     LOG,
     NUM_FINISHED,
     NUM_STEPS_LOGGED,
@@ -46,6 +54,10 @@ _LOG_ROWS = 65536
 
 # `RunOptions.may_end` is asked once in so many arrivals, or ends once none are to come.
 _ASK_EVERY = 32
+# Requests of one tier differ by so much in how often their drafts are accepted.
+_ACCEPTANCE_RANGE = 0.2
+# Of `truth.uniform`; below the workers' noise, and above all requests' numbers.
+_ACCEPTANCE_STREAM = 1 << 39
 
 # Tokens of output planned with while nothing is known.
 _FIRST_LENGTH = 256
@@ -61,7 +73,8 @@ class RunOptions:
             learned from those that have ended.
         prefill_emits_first_token: the prefill worker sends it, not the decode worker.
         log: keep every step, and the time of every token that counts.
-        learn: planners learn from measured step times; pointless in an exact world.
+        learn: planners learn from measured step times, which is pointless in an exact world, and
+            which drafts are accepted.
         stop_before: end the run just before the decision on this request; None for never.
         progress: called with the virtual time now and then.
         may_end: asked with the virtual time now and then; the run ends when it says so.
@@ -84,6 +97,8 @@ class RunResult:
     Attributes:
         sim: SIM records.
         arrived_at_s, ttft_bound_s: per request, rounds of a session resolved.
+        acceptances: ACCEPTANCE records of the tiers, as learned by the end.
+        flips: workers that changed their roles, in order.
         steps, token_log: STEP and TOKEN records; empty unless asked for.
         planning_s: wall-clock seconds in the policy, and `wall_s` in all.
     """
@@ -92,6 +107,8 @@ class RunResult:
     sim: Records
     arrived_at_s: Floats
     ttft_bound_s: Floats
+    acceptances: Records
+    flips: list[Flip]
     steps: Records
     token_log: Records
     num_decisions: int
@@ -115,6 +132,10 @@ class Simulation:
     _followers: dict[int, int] = field(init=False)
     _due: list[tuple[float, int]] = field(init=False)
     _late_promises: LatePromises | None = field(init=False)
+    _ageing: Ageing | None = field(init=False)
+    _holds_at_once: Flags = field(init=False)
+    _last_start_s: float = field(init=False)
+    _roles: RoleBook | None = field(init=False)
     _deferred: deque[int] = field(default_factory=deque)
     _steps: list[Records] = field(default_factory=list)
     _tokens: list[Records] = field(default_factory=list)
@@ -127,8 +148,10 @@ class Simulation:
 
     def __post_init__(self) -> None:
         # Asked once: looking a protocol up takes as long as many a decision.
+        self._ageing = self.policy if isinstance(self.policy, Ageing) else None
         self._late_promises = self.policy if isinstance(self.policy, LatePromises) else None
         workload, num_requests = self.workload, len(self.workload)
+        self._holds_at_once = np.array(self.formers) == SLACK
         self._arrived_at_s = workload.arrived_at_s.copy()
         self._ttft_bound_s = np.zeros(num_requests)
         self._followers = {
@@ -139,9 +162,12 @@ class Simulation:
             for index, at_s in enumerate(workload.arrived_at_s)
             if not np.isnan(at_s)
         ]
+        self._last_start_s = max((at_s for at_s, _ in self._due), default=0.0)
         heapq.heapify(self._due)
         self.world = self._build_world()
         world, cluster = self.world, self.cluster
+        policy = self.policy
+        self._roles = RoleBook(world, policy) if isinstance(policy, RoleChanges) else None
         self.view = ClusterView(
             requests=world.requests,
             ids=world.ids,
@@ -152,6 +178,7 @@ class Simulation:
             link_bytes_per_s=cluster.link_bytes_per_s,
             link_latency_s=cluster.link_latency_s,
             kv_bytes_per_token=cluster.hardware.kv_bytes_per_token,
+            num_kept_tokens=np.zeros(cluster.num_workers, np.int64),
         )
 
     def run(self) -> RunResult:
@@ -188,6 +215,8 @@ class Simulation:
             sim=self.world.sim,
             arrived_at_s=self._arrived_at_s,
             ttft_bound_s=self._ttft_bound_s,
+            acceptances=self.world.acceptances,
+            flips=self._roles.flips if self._roles else [],
             steps=np.concatenate([np.zeros(0, STEP), *self._steps]),
             token_log=np.concatenate([np.zeros(0, TOKEN), *self._tokens]),
             num_decisions=self._num_decisions,
@@ -226,6 +255,8 @@ class Simulation:
                 int(self.workload.tier[index]), int(self.workload.num_output_tokens[index])
             )
             self._followers_are_due(index, self._now_s)
+        if self._roles is not None:
+            self._roles.settle(self._now_s)
         world.counters[NUM_FINISHED] = 0
 
     def _ask_to_end(self) -> None:
@@ -250,9 +281,14 @@ class Simulation:
     def _arrive(self, index: int, now_s: float) -> None:
         self._now_s = now_s
         self._arrived_at_s[index] = now_s
+        if self._roles is not None:
+            self._roles.settle(now_s)
         self._fill(index, now_s)
         self._promise_late()
+        self._raise_aged()
         started_s = time.perf_counter()
+        if self._roles is not None:
+            self._roles.ask(self.view, now_s)
         answer = self.policy.decide(index, self.view, now_s)
         self._planning_s += time.perf_counter() - started_s
         self._num_decisions += 1
@@ -283,6 +319,7 @@ class Simulation:
         return placed
 
     def _start_deferred(self, index: int) -> bool:
+        self._find_kept(index)
         started_s = time.perf_counter()
         answer = self.policy.place_deferred(index, self.view, self._now_s)
         self._planning_s += time.perf_counter() - started_s
@@ -302,6 +339,17 @@ class Simulation:
                 self.world.sim["deferred"][row % len(self.workload)] = 0
         self._planning_s += time.perf_counter() - started_s
 
+    def _raise_aged(self) -> None:
+        """Help best effort that has waited too long. It stays best effort in the score."""
+        if self._ageing is None:
+            return
+        started_s = time.perf_counter()
+        for worker in range(self.cluster.num_workers):
+            row = self._ageing.raise_aged(worker, self.view, self._now_s)
+            if row >= 0:
+                raise_pace(self.world.requests[row], self._now_s)
+        self._planning_s += time.perf_counter() - started_s
+
     def _place(self, index: int, answer: Answer) -> None:
         world, num_requests = self.world, len(self.workload)
         record, sim = world.requests[index], world.sim[index]
@@ -319,8 +367,39 @@ class Simulation:
             if self.formers[answer.decode_worker] == SLACK:
                 # Planned with; engines of the baselines look for room when pages come.
                 make_room(world, index)
+        self._place_on_kept(index, answer.prefill_worker)
         if not world.running[answer.prefill_worker]:
             begin_step(world, answer.prefill_worker, self._now_s)
+
+    def _true_acceptance(self, index: int, now_s: float) -> float:
+        """How a request's drafts fare: about as its tier's do by then."""
+        name = self.workload.tiers[self.workload.tier[index]].name
+        ends = dict(self.cluster.true_acceptance).get(name)
+        if ends is None:
+            return self.cluster.acceptance
+        mean = float(np.interp(now_s, (0.0, self._last_start_s), ends))
+        spread = uniform(self.options.seed, _ACCEPTANCE_STREAM, index) - 0.5
+        return float(np.clip(mean + _ACCEPTANCE_RANGE * spread, 0.0, 1.0))
+
+    def _find_kept(self, index: int) -> None:
+        """Note where KV of this request's session is kept, for the policy."""
+        found = self.view.num_kept_tokens
+        assert found is not None
+        find_kept(self.world, index, int(self.workload.num_prefix_tokens[index]), found)
+        # A worker that is full cannot hold blocks for one more.
+        found[self._holds_at_once & (self.world.counts >= self.cluster.max_running)] = 0
+
+    def _place_on_kept(self, index: int, worker: int) -> None:
+        """Begin with what the worker keeps.
+
+        A promise counts on it, so Headway holds it from the decision on; the engines of the
+        baselines look it up when they start a request.
+        """
+        assert self.view.num_kept_tokens is not None
+        num_tokens = int(self.view.num_kept_tokens[worker])
+        if num_tokens:
+            holds_at_once = bool(self._holds_at_once[worker])
+            place_on_kept(self.world, worker, index, num_tokens, holds_at_once)
 
     def _list(self, worker: int, row: int) -> None:
         position = self.world.counts[worker]
@@ -360,6 +439,8 @@ class Simulation:
         sim["first_due_at_s"] = due_at_s
         sim["num_own_prompt_tokens"] = num_prompt_tokens
         sim["sent_at_s"] = np.inf
+        sim["acceptance"] = self._true_acceptance(index, now_s)
+        self._find_kept(index)
 
     def _build_world(self) -> World:
         workload, cluster, options = self.workload, self.cluster, self.options
@@ -369,11 +450,13 @@ class Simulation:
         requests["phase"] = GONE
         sim = np.zeros(num_requests, SIM)
         sim["num_output_tokens"] = workload.num_output_tokens
-        sim["acceptance"] = cluster.acceptance
+        sim["session"], num_sessions = _sessions(workload.follows)
+        sim["is_followed"][workload.follows[workload.follows >= 0]] = 1
         sim["first_token_at_s"] = sim["last_token_at_s"] = np.nan
-        world_options = np.zeros(4, np.int64)
+        world_options = np.zeros(5, np.int64)
         world_options[LOG] = options.log
         world_options[PREFILL_EMITS] = options.prefill_emits_first_token
+        world_options[LEARN_ACCEPTANCE] = options.learn and cluster.max_draft_tokens > 0
         world_options[LEARN] = options.learn and not cluster.exact
         return World(
             requests=requests,
@@ -394,9 +477,28 @@ class Simulation:
             step_log=np.zeros(_LOG_ROWS if options.log else 1, STEP),
             token_log=np.zeros(2 * _LOG_ROWS if options.log else 1, TOKEN),
             residuals=new_residuals(num_workers),
+            acceptances=new_acceptances(cluster.acceptance, len(workload.tiers)),
+            kept=np.zeros((num_workers, num_sessions), np.int64),
+            kept_since=np.zeros((num_workers, num_sessions), np.int64),
+            kept_for=np.full((num_workers, num_sessions), NOBODY),
+            num_kept=np.zeros(num_workers, np.int64),
+            kept_clock=np.zeros(1, np.int64),
             counters=np.zeros(3, np.int64),
             options=world_options,
         )
+
+
+def _sessions(follows: Ints) -> tuple[Ints, int]:
+    """The session of each request, -1 where it is the only one of its session; and how many."""
+    session = np.full(len(follows), -1, np.int64)
+    num_sessions = 0
+    for index in np.flatnonzero(follows >= 0).tolist():
+        before = follows[index]
+        if session[before] < 0:
+            session[before] = num_sessions
+            num_sessions += 1
+        session[index] = session[before]
+    return session, num_sessions
 
 
 def _gaps(promise: Promise, num_thinking_tokens: int) -> tuple[float, float]:

@@ -7,15 +7,18 @@ import numpy as np
 from headway.core.batch_state import ARRIVING, DECODE, GONE, LEAVING, PREEMPT, PREFILL, Record
 from headway.core.batching import blocks_for
 from headway.core.kernel import kernel
+from headway.core.planner.acceptance import acceptance_of, observe_decode
 from headway.core.planner.baselines.codes import SLACK
 from headway.core.planner.formers import form
 from headway.core.planner.grants import shape_of, take_blocks
 from headway.core.planner.handover import may_join
 from headway.core.planner.step_time import step_s
 from headway.core.residual import DEVIATIONS_99, guard_ratio, time_ratio, update_residual
+from headway.sim.kept_kv import evict, keep, take_over
 from headway.sim.truth import true_step_s, uniform
 from headway.sim.world_state import (
     LEARN,
+    LEARN_ACCEPTANCE,
     LOG,
     NUM_FINISHED,
     NUM_STEPS_LOGGED,
@@ -69,11 +72,15 @@ def begin_step(world: World, w: int, now_s: float) -> None:
     n = world.counts[w]
     grants = world.grants[w]
     ids = world.ids[w]
+    if worker.max_draft_tokens > 0:
+        _believe_acceptance(world, w)
     form(world.formers[w], now_s, world.requests, ids, n, worker, grants)
     for k in range(n):
         if grants[k] == PREEMPT:
             _preempt(world, w, ids[k])
+    take_over(world, w)
     take_blocks(world.requests, ids, n, worker, grants)
+    evict(world, w)
     shape = shape_of(world.requests, ids, n, grants)
     num_tokens = shape[0]
     assert worker.num_free_blocks >= 0
@@ -149,11 +156,21 @@ def _end_step(world: World, w: int, now_s: float) -> None:  # noqa: C901 - compi
                 _emit(world, row, row, now_s)
         elif r.phase == DECODE:
             num_new = 1 + _num_accepted(world, w, row, grant - 1)
+            if world.options[LEARN_ACCEPTANCE] == 1:
+                observe_decode(world.acceptances[r.tier], grant - 1, num_new - 1)
             for _ in range(num_new):
                 if r.phase != DECODE:
                     break
                 r.num_computed_tokens += 1
                 _emit(world, row, row, now_s)
+
+
+@kernel
+def _believe_acceptance(world: World, w: int) -> None:
+    """Tell the former what has been learned of the tiers on this worker."""
+    for k in range(world.counts[w]):
+        r = world.requests[world.ids[w, k]]
+        r.acceptance = acceptance_of(world.acceptances[r.tier])
 
 
 @kernel
@@ -220,6 +237,7 @@ def _compact(world: World, w: int) -> None:
         if r.phase == GONE:
             world.workers[w].num_free_blocks += r.num_blocks
             r.num_blocks = 0
+            keep(world, w, ids[k])
         else:
             ids[kept] = ids[k]
             kept += 1
@@ -251,6 +269,7 @@ def make_room(world: World, row: int) -> bool:
     if needed > decode_worker.num_free_blocks or not _has_slot(world, sim.decode_worker):
         return False
     decode_worker.num_free_blocks -= needed
+    evict(world, sim.decode_worker)
     world.requests[world.sim.shape[0] + row].num_blocks = needed
     sim.room_made = 1
     return True
@@ -269,6 +288,7 @@ def _send(world: World, row: int, now_s: float) -> None:
     sender = world.workers[p]
     sender.link_free_at_s = max(sender.link_free_at_s, now_s) + num_new * sender.send_token_s
     sim.num_sent_tokens = r.num_computed_tokens
+    r.num_unsent_tokens = 0
     if r.phase == PREFILL:
         return
     sim.sent_at_s = sender.link_free_at_s

@@ -20,6 +20,9 @@ SIM = np.dtype(
         ("num_thinking_tokens", np.int64),
         ("acceptance", np.float64),
         ("num_own_prompt_tokens", np.int64),
+        # Sessions of several rounds: which, or -1; whether another round follows this one.
+        ("session", np.int64),
+        ("is_followed", np.int64),
         # What happened.
         ("outcome", np.int64),
         ("deferred", np.int64),
@@ -32,6 +35,8 @@ SIM = np.dtype(
         ("last_late", np.int64),
         ("num_late_tokens", np.int64),
         ("num_preemptions", np.int64),
+        # Prompt tokens whose KV an earlier round had left where this one is prefilled.
+        ("num_cached_tokens", np.int64),
         # The hand-over: whether the decode worker has set blocks aside, tokens sent so far.
         ("room_made", np.int64),
         ("num_sent_tokens", np.int64),
@@ -62,12 +67,12 @@ TOKEN = np.dtype([("request", np.int64), ("index", np.int64), ("at_s", np.float6
 NUM_FINISHED, NUM_STEPS_LOGGED, NUM_TOKENS_LOGGED = range(3)
 # Entries of `World.options`, each 0 or 1: return when a request ended; write `step_log` and
 # `token_log`; the prefill worker emits the first token; the planner learns from measured step
-# times.
-STOP_ON_FINISH, LOG, PREFILL_EMITS, LEARN = range(4)
+# times; the planner learns which drafts are accepted.
+STOP_ON_FINISH, LOG, PREFILL_EMITS, LEARN, LEARN_ACCEPTANCE = range(5)
 
 
 class World(NamedTuple):
-    """N requests and W workers; a request has row i, and row N + i on its decode worker.
+    """N requests, W workers and S sessions; a request has row i, and N + i where it is decoded.
 
     Attributes:
         requests: REQUEST records, shape (2 N,).
@@ -84,6 +89,12 @@ class World(NamedTuple):
         step_log: STEP records.
         token_log: TOKEN records.
         residuals: RESIDUAL records, shape (W,): what each worker's measured steps say.
+        acceptances: ACCEPTANCE records of the tiers: what all workers' steps say about drafts.
+        kept: blocks that a session's last round left on a worker, shape (W, S); see `kept_kv`.
+        kept_since: order in which they were left, shape (W, S).
+        kept_for: row of the request that will begin with them, or -1, shape (W, S).
+        num_kept: sums of `kept` over sessions, shape (W,).
+        kept_clock: the next number of `kept_since`, shape (1,).
         counters, options: see above.
     """
 
@@ -105,5 +116,11 @@ class World(NamedTuple):
     step_log: Records
     token_log: Records
     residuals: Records
+    acceptances: Records
+    kept: Ints
+    kept_since: Ints
+    kept_for: Ints
+    num_kept: Ints
+    kept_clock: Ints
     counters: Ints
     options: Ints

@@ -59,6 +59,8 @@ class ClusterView:
         handover_s: what to count on from the end of a prompt's computation to the first token on
             each decode worker, as measured, shape (W,); None where only the link is known.
         local_handover_s: the same where the prompt is computed on the decode worker.
+        num_kept_tokens: leading tokens of the prompt that is asked about whose KV a worker has kept
+            from its session, shape (W,); None where nobody knows. It can begin after them.
         allowed: whether a prompt may be prefilled here and decoded there, shape (W, W); None for
             all pairs.
     """
@@ -74,7 +76,17 @@ class ClusterView:
     kv_bytes_per_token: float
     handover_s: Floats | None = None
     local_handover_s: Floats | None = None
+    num_kept_tokens: Ints | None = None
     allowed: NDArray[np.bool_] | None = None
+
+    def record_on(self, new: int, w: int) -> Records:
+        """The record of the request that is asked about as it would begin on worker `w`."""
+        record: Records = self.requests[new : new + 1].copy()[0]
+        if self.num_kept_tokens is not None:
+            num_kept = self.num_kept_tokens[w]
+            record["num_computed_tokens"] = record["num_unsent_tokens"] = num_kept
+            record["num_blocks"] = num_kept // self.workers["block_size"][w]
+        return record
 
 
 class ArrivalPolicy(Protocol):
@@ -95,10 +107,37 @@ class ArrivalPolicy(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class RoleChange:
+    """Worker `worker` takes nothing new, and once it is empty, prefills or decodes as told."""
+
+    worker: int
+    prefills: bool
+    decodes: bool
+
+
+@runtime_checkable
+class RoleChanges(Protocol):
+    """A policy that also says which workers prefill and which decode."""
+
+    def change_role(self, view: ClusterView, now_s: float) -> RoleChange | None:
+        """Asked at every arrival. A worker that is being drained neither prefills nor decodes."""
+        ...
+
+
 @runtime_checkable
 class LatePromises(Protocol):
     """A policy that may also promise what it deferred."""
 
     def promise_late(self, w: int, view: ClusterView, now_s: float) -> int:
         """A row on worker `w` that was deferred and is promised from now on; -1 for none."""
+        ...
+
+
+@runtime_checkable
+class Ageing(Protocol):
+    """A policy that also sees to it that best effort does not wait for ever."""
+
+    def raise_aged(self, w: int, view: ClusterView, now_s: float) -> int:
+        """Row on worker `w` for `core.planner.ageing.raise_pace`; -1 for none."""
         ...

@@ -233,8 +233,10 @@ def end_step(  # noqa: C901 - compiled
             r.num_computed_tokens += grant
             if r.leaves_after_prefill == 1:
                 # What a step computed goes out after it, one prompt after the other.
+                num_new = grant + r.num_unsent_tokens
+                r.num_unsent_tokens = 0
                 worker.link_free_at_s = (
-                    max(worker.link_free_at_s, at_s) + grant * worker.send_token_s
+                    max(worker.link_free_at_s, at_s) + num_new * worker.send_token_s
                 )
             if r.num_computed_tokens < r.num_prompt_tokens:
                 continue

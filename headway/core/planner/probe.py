@@ -53,7 +53,8 @@ def probe(
         n: how many.
         grants: what each gets from the step that runs now.
         worker: WORKER record.
-        new: REQUEST record as it would be on this worker; best effort only must not harm.
+        new: REQUEST record as it would be on this worker, with blocks that it takes over at once;
+            best effort only must not harm.
         length_s: step length to plan with.
         free_at_s: when the running step ends.
 
@@ -68,6 +69,7 @@ def probe(
     own[0] = worker
     own[0].step_cap_s = length_s
     own[0].busy_until_s = free_at_s
+    own[0].num_free_blocks -= new.num_blocks
     granted = np.zeros(n + 1, np.int64)
     granted[:n] = grants[:n]
     if new.phase == PREFILL and surely_late(now_s, rows, n + 1, own, granted, n):

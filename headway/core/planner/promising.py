@@ -9,6 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from headway.core.batch_state import ARRIVING, Floats, Records
+from headway.core.planner.ageing import aged
 from headway.core.planner.arrival import Answer, ClusterView, Verdict
 from headway.core.planner.baselines.codes import SLACK
 from headway.core.planner.handover import latest_arrival
@@ -150,6 +151,13 @@ class PromisePolicy:
         )
         return int(view.ids[w, position]) if position >= 0 else -1
 
+    def raise_aged(self, w: int, view: ClusterView, now_s: float) -> int:
+        """See `Ageing.raise_aged`."""
+        position = aged(
+            now_s, view.requests, view.ids[w], view.counts[w], view.grants[w], view.workers[w]
+        )
+        return int(view.ids[w, position]) if position >= 0 else -1
+
     def explain(self, new: int, view: ClusterView, now_s: float) -> Explanation:
         """What would be decided, why, and which TTFT bound would have fitted."""
         cost, cost_limit = self._cost(new, view), self.price.limit()
@@ -176,7 +184,10 @@ class PromisePolicy:
         return Explanation(limit, fitting_s, cost, cost_limit)
 
     def _cost(self, new: int, view: ClusterView) -> float:
-        return work_s(view.workers[0], view.requests[new]) / len(view.workers)
+        record = view.requests[new]
+        if view.num_kept_tokens is not None:
+            record = view.record_on(new, int(view.num_kept_tokens.argmax()))
+        return work_s(view.workers[0], record) / len(view.workers)
 
     def _best_place(self, new: int, view: ClusterView, now_s: float, *, learn: bool) -> _Place:
         best = _Place(Answer(Verdict.DEFER), Limit.PREFILL_TIME)
@@ -189,7 +200,7 @@ class PromisePolicy:
         )
         own_tpot_s = float(view.requests["tpot_s"][new])
         arrivals: dict[int, tuple[int, float]] = {}
-        for p, d in self._pairs(view, loads_s):
+        for p, d in self._pairs(view, self._order(new, view, loads_s)):
             if needed_room & ~(room[p] & room[d]):
                 continue
             longest_s = min(float(tightest_s[p]), float(tightest_s[d]), own_tpot_s)
@@ -201,6 +212,24 @@ class PromisePolicy:
                 return place
             best = place
         return best
+
+    def _order(self, new: int, view: ClusterView, loads_s: Floats) -> Floats:
+        """What workers are ordered by: their load, and what they would have to prefill.
+
+        Where KV of the session is kept, that is less. It is worth going there while no other
+        worker is less loaded by more than the prompt it would compute again.
+        """
+        if view.num_kept_tokens is None or not view.num_kept_tokens.any():
+            return loads_s
+        num_prompt = view.requests["num_prompt_tokens"][new]
+        left = num_prompt - view.num_kept_tokens
+        attention = left * (view.num_kept_tokens + 0.5 * left)
+        workers = view.workers
+        own_s = workers["token_s"] * left + workers["prefill_attention_s"] * attention
+        if self.most_loaded_first:
+            own_s = -own_s
+        ordered: Floats = loads_s + own_s
+        return ordered
 
     def _pairs(self, view: ClusterView, loads_s: Floats) -> Iterator[tuple[int, int]]:
         """Places in the order of preference: one worker for both phases before two."""
@@ -265,7 +294,7 @@ class PromisePolicy:
     ) -> tuple[Limit, Answer]:
         """Whether `new` fits with this step length on `p`, to which `d` has its say already."""
         if p == d:
-            record = view.requests[new : new + 1].copy()[0]
+            record = view.record_on(new, p)
             handover_s = 0.0
             if view.local_handover_s is not None:
                 handover_s = float(view.local_handover_s[p])
@@ -277,7 +306,7 @@ class PromisePolicy:
         found, arrives_at_s = arrival
         if found != FITS:
             return _LIMITS[found], Answer(Verdict.DEFER)
-        record = view.requests[new : new + 1].copy()[0]
+        record = view.record_on(new, p)
         handover_s = 0.0
         if view.handover_s is not None:
             handover_s = float(view.handover_s[d])

@@ -101,10 +101,11 @@ def test_a_worker_runs_one_step_at_a_time_and_all_tokens_are_in_some_step(
         for step, later in pairwise(own):
             assert step["start_s"] + step["duration_s"] <= later["start_s"] + 1e-9
     served = [record for record in requests if record["outcome"] == "served"]
-    # The step that computes the end of a prompt emits the first token. What was preempted is
-    # computed again.
+    # The step that computes the end of a prompt emits the first token. What was kept is not
+    # computed, what was preempted again.
     num_tokens = [
-        record["num_prompt_tokens"] + record["num_output_tokens"] - 1 for record in served
+        record["num_prompt_tokens"] - record["num_cached_tokens"] + record["num_output_tokens"] - 1
+        for record in served
     ]
     num_preemptions = sum(record["num_preemptions"] for record in served)
     num_again = sum(step["num_tokens"] for step in steps) - sum(num_tokens)

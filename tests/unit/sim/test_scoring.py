@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from headway.core.planner.acceptance import new_acceptances
 from headway.core.slo import DemandLine, Promise, Slo, StageSlo
 from headway.sim.run import Run, run
 from headway.sim.scoring import allowed_decode_s, percentiles, score, tpot_bounds_s
@@ -56,6 +57,8 @@ def ended(
         sim=records,
         arrived_at_s=workload.arrived_at_s,
         ttft_bound_s=bound_s,
+        acceptances=new_acceptances(0.7, len(workload.tiers)),
+        flips=[],
         steps=np.zeros(0, STEP),
         token_log=np.zeros(0, TOKEN),
         num_decisions=len(workload),
