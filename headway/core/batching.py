@@ -16,7 +16,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from headway.core.batch_state import DECODE, PREEMPT, PREFILL, Floats, Ints, Record, Records
+from headway.core.batch_state import (
+    ARRIVING,
+    DECODE,
+    PREEMPT,
+    PREFILL,
+    Floats,
+    Ints,
+    Record,
+    Records,
+)
 from headway.core.kernel import kernel
 from headway.core.planner.speculation import draft_length
 from headway.core.planner.step_time import chunk_within, step_s
@@ -110,6 +119,11 @@ def form_slack(
     decode_due = decode_due[:num_decodes][order]
     prompts = prompts[:num_prompts][np.argsort(prompt_key[:num_prompts])]
     cap_s = _bound_step(now_s, worker, decode_due, num_prompts, step)
+    if worker.prefills == 0 and num_prompts == 0:
+        until_s = _pages_wait_s(now_s, requests, ids, n, worker, step[0].slack_s)
+        if until_s < step_s(worker, 1, 1, 0, 0.0, 0, 0, 0):
+            return
+        step[0].limit_s = min(step[0].limit_s, until_s)
     first_waiting = _urgent_decodes(
         now_s, cap_s, requests, ids, n, worker, grants, decodes, decode_due, step
     )
@@ -170,6 +184,29 @@ def _bound_step(
             s.limit_s = min(cap_s, slack_s)
             break
     return cap_s
+
+
+@kernel
+def _pages_wait_s(
+    now_s: float, requests: Records, ids: Ints, n: int, worker: Record, slack_s: float
+) -> float:
+    """How long a step may last for promised pages on their way to be decoded in time after it.
+
+    Where that is less than the shortest step takes, the worker waits for them. Infinite if a
+    decode that is here is due before them: `slack_s` is the time until the earliest is.
+    """
+    wait_s = np.inf
+    due_s = np.inf
+    for k in range(n):
+        r = requests[ids[k]]
+        if r.phase != ARRIVING or r.guaranteed == 0 or r.arrives_at_s <= now_s:
+            continue
+        own_s = worker.step_guard_ratio * step_s(worker, 1, 1, r.num_prompt_tokens, 0.0, 0, 0, 0)
+        start_s = max(r.arrives_at_s, r.next_due_at_s - own_s) - now_s
+        if start_s < wait_s:
+            wait_s = start_s
+            due_s = (r.next_due_at_s - now_s) / worker.step_guard_ratio
+    return wait_s / worker.step_guard_ratio if due_s <= slack_s else np.inf
 
 
 @kernel

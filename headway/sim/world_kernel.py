@@ -402,12 +402,12 @@ def _next_arrival(world: World, w: int, now_s: float) -> float:
         r = world.requests[row]
         if r.phase == ARRIVING:
             sim = world.sim[row - num_requests]
-            if sim.room_made == 1 and world.requests[row - num_requests].phase != PREFILL:
-                here_at_s = sim.sent_at_s + world.link_latency_s[0]
-                if here_at_s > now_s:
-                    at_s = min(at_s, here_at_s)
-                elif r.arrives_at_s > now_s:
-                    at_s = min(at_s, r.arrives_at_s)
+            here_at_s = sim.sent_at_s + world.link_latency_s[0]
+            if here_at_s > now_s:
+                at_s = min(at_s, here_at_s)
+            if r.arrives_at_s > now_s and _is_planned(world, w, r):
+                # It may be waiting for just these.
+                at_s = min(at_s, r.arrives_at_s)
         elif r.phase == LEAVING and world.sim[row].room_made == 1:
             at_s = min(at_s, world.sim[row].sent_at_s)
     return at_s

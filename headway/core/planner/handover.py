@@ -35,8 +35,9 @@ def latest_arrival(
 ) -> tuple[int, float]:
     """The latest instant at which pages of `new` may come for every promise here to be kept.
 
-    Pages that come while a step runs wait for its end, so they are planned to come when one
-    starts. A step is taken to start as early as predicted and to end as late as the guard says.
+    The batch former lets its steps end in time for them unless something here is due before.
+    Then they may have to wait for the end of the step that runs, so they are planned to come when
+    one starts: as early as predicted, while steps end as late as the guard says.
 
     Args:
         now_s: the present.
@@ -56,22 +57,24 @@ def latest_arrival(
     own = np.empty(1, WORKER)
     own[0] = worker
     due_at_s = new.next_due_at_s
-    starts_at_s, idle_at_s = step_starts(now_s, rows, n, own, grants[:n].copy(), due_at_s)
-    num_starts = len(starts_at_s)
-    alone_s = worker.guard_ratio * step_s(worker, 1, 1, new.num_prompt_tokens, 0.0, 0, 0, 0)
+    starts_at_s = step_starts(now_s, rows, n, own, grants[:n].copy(), due_at_s)
+    alone_s = step_s(worker, 1, 1, new.num_prompt_tokens, 0.0, 0, 0, 0)
+    alone_s *= max(worker.guard_ratio, worker.step_guard_ratio)
     last_at_s = due_at_s - alone_s - _ROUNDING_S
-    if idle_at_s < last_at_s and num_starts > 0:
-        # From then on a step can start at any time.
-        starts_at_s[num_starts - 1] = last_at_s
     candidate = np.empty(1, REQUEST)
     candidate[0] = new
     found = LATE
     num_tries = 0
-    for j in range(num_starts - 1, -1, -1):
-        start_at_s = starts_at_s[j]
-        if start_at_s > last_at_s:
-            continue
-        arrives_at_s = start_at_s - (1.0 - 1.0 / worker.guard_ratio) * (start_at_s - now_s)
+    for j in range(len(starts_at_s), -1, -1):
+        # First with the worker waiting for them, if nothing else there is due before.
+        arrives_at_s = last_at_s
+        if j < len(starts_at_s):
+            start_at_s = starts_at_s[j]
+            arrives_at_s = start_at_s - (1.0 - 1.0 / worker.guard_ratio) * (start_at_s - now_s)
+            if start_at_s > last_at_s:
+                continue
+        if arrives_at_s < now_s:
+            break
         candidate[0].arrives_at_s = arrives_at_s
         found, _ = probe(
             now_s,

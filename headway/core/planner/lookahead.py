@@ -73,8 +73,8 @@ def look_ahead(
 @kernel
 def step_starts(
     now_s: float, requests: Records, n: int, workers: Records, grants: Ints, until_s: float
-) -> tuple[Floats, float]:
-    """When steps can start on this worker until `until_s`, at most `MAX_STEPS`.
+) -> Floats:
+    """When steps can start on this worker until `until_s`, ascending; at most `MAX_STEPS`.
 
     Args:
         now_s: as for `look_ahead`, and so the next four.
@@ -83,15 +83,10 @@ def step_starts(
         workers: see there.
         grants: see there.
         until_s: the last start is the first that is not before this.
-
-    Returns:
-        Instants, ascending; and the instant from which on the worker is idle, infinite if it is
-        not.
     """
     starts_at_s = np.empty(MAX_STEPS)
-    late, at_s, _, num_starts = _run(now_s, requests, n, workers, grants, -1, until_s, starts_at_s)
-    idle_at_s = at_s if late == TOO_LONG and num_starts < MAX_STEPS else np.inf
-    return starts_at_s[:num_starts], idle_at_s
+    _, _, _, num_starts = _run(now_s, requests, n, workers, grants, -1, until_s, starts_at_s)
+    return starts_at_s[:num_starts]
 
 
 @kernel

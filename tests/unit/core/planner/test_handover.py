@@ -54,6 +54,12 @@ def test_a_busy_worker_takes_pages_in_when_a_step_starts() -> None:
     assert arrives_at_s == pytest.approx(0.084, abs=1e-6)
 
 
+def test_a_worker_that_only_decodes_waits_for_pages() -> None:
+    found, arrives_at_s = latest([AHEAD], 0.1, free_at_s=0.004, prefills=0)
+    assert found == FITS
+    assert arrives_at_s == pytest.approx(0.09, abs=1e-6)
+
+
 def test_what_cannot_be_in_time_has_no_arrival() -> None:
     assert latest([AHEAD], 0.0139, free_at_s=0.004)[0] == LATE
     assert latest([AHEAD], 0.0141, free_at_s=0.004)[0] == FITS
