@@ -43,6 +43,8 @@ REQUEST = np.dtype(
         ("prefill_due_at_s", _F),
         # The demand line: the next output token must leave by then.
         ("next_due_at_s", _F),
+        # By how much the first token left before its due time; 0 until then.
+        ("lead_s", _F),
         # When its KV pages will be here; of use in ARRIVING only.
         ("arrives_at_s", _F),
         # Gap between tokens in the current stage, tokens left in it, gap after it.

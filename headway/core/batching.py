@@ -1,13 +1,16 @@
 """One step's token grants, from the deadlines: the batch former of Headway.
 
-The order of filling a step, whose length is bounded by the worker's `step_cap_s` while promised
-prompts wait, and always by the earliest token that is due in it:
+The order of filling a step, whose length is bounded by the worker's `step_cap_s`, and always by
+the earliest token that is due in it:
 1. decodes that cannot wait for the step after this one;
-2. prompts with a promise, the earliest deadline first, in the largest chunks that fit;
-3. best-effort prompts that can still meet the bounds they asked for, the shortest first;
-4. decodes that are ahead of their demand line, the least ahead first;
-5. other best effort, in steps so short that a promised prompt which arrives meanwhile waits
+2. decodes that would fall behind the pace counted from their first token, in part of the step;
+3. prompts with a promise, the earliest deadline first, in the largest chunks that fit;
+4. best-effort prompts that can still meet the bounds they asked for, the shortest first;
+5. decodes that are ahead of their demand line, the least ahead first;
+6. other best effort, in steps so short that a promised prompt which arrives meanwhile waits
    little.
+The cap holds while prompts wait, and also while none does if decodes are far ahead: a prompt
+that comes is late if the running step is long.
 Source of slack and demand lines: SLOs-Serve (arXiv 2504.08784); the two-step look-ahead, the
 reserve of one whole pass and the cap are ours.
 """
@@ -36,6 +39,13 @@ BEST_EFFORT_STEP = 1.5
 # Below this share of free blocks every decode is urgent: the sooner they end, the sooner their
 # blocks come back, and admission has made sure that all of them find room until then.
 SCARCE_BLOCKS = 0.2
+
+# Decodes that are ahead by so many steps of all of them need not hurry while no prompt waits.
+FAR_AHEAD_PASSES = 4.0
+
+# Of a step's bound beyond an empty step, what decodes may take before prompts so as not to fall
+# behind the line that starts at their first token.
+PACED_SHARE = 0.35
 
 # Orders what is due at the same instant by arrival; far below any time that matters.
 _TIE = 1e-12
@@ -118,7 +128,8 @@ def form_slack(
     decodes = decodes[:num_decodes][order]
     decode_due = decode_due[:num_decodes][order]
     prompts = prompts[:num_prompts][np.argsort(prompt_key[:num_prompts])]
-    cap_s = _bound_step(now_s, worker, decode_due, num_prompts, step)
+    is_capped = num_prompts > 0 or _are_far_ahead(now_s, requests, ids, worker, decodes, decode_due)
+    cap_s = _bound_step(now_s, worker, decode_due, num_prompts, is_capped, step)
     if worker.prefills == 0 and num_prompts == 0:
         until_s = _pages_wait_s(now_s, requests, ids, n, worker, step[0].slack_s)
         if until_s < step_s(worker, 1, 1, 0, 0.0, 0, 0, 0):
@@ -127,6 +138,7 @@ def form_slack(
     first_waiting = _urgent_decodes(
         now_s, cap_s, requests, ids, n, worker, grants, decodes, decode_due, step
     )
+    _paced_decodes(now_s, requests, ids, worker, grants, decodes[first_waiting:], step)
     _prompts(now_s, requests, ids, n, worker, grants, prompts, step)
     _other_decodes(requests, ids, worker, grants, decodes[first_waiting:], step)
     if step[0].num_tokens == 0:
@@ -162,17 +174,37 @@ def _prompt_key(r: Record, worker: Record, now_s: float) -> float:
 
 
 @kernel
+def _are_far_ahead(
+    now_s: float, requests: Records, ids: Ints, worker: Record, decodes: Ints, decode_due: Floats
+) -> bool:
+    """Whether half of the promised decodes or more could do without the next few whole passes."""
+    num = 0
+    context = 0
+    for j in range(len(decodes)):
+        if not np.isinf(decode_due[j]):
+            num += 1
+            context += requests[ids[decodes[j]]].num_computed_tokens
+    if num == 0:
+        return False
+    whole_s = step_s(worker, num, num, context, 0.0, 0, 0, 0)
+    return bool(decode_due[num // 2] > now_s + FAR_AHEAD_PASSES * whole_s)
+
+
+@kernel
 def _bound_step(
-    now_s: float, worker: Record, decode_due: Floats, num_prompts: int, step: Records
+    now_s: float,
+    worker: Record,
+    decode_due: Floats,
+    num_prompts: int,
+    is_capped: bool,
+    step: Records,
 ) -> float:
     """Set the step's bounds; returns the cap that holds for the next step too."""
     s = step[0]
     alone_s = step_s(worker, 1, 1, 0, 0.0, 0, 0, 0)
     s.best_effort_s = BEST_EFFORT_STEP * alone_s
-    cap_s = np.inf
-    if s.num_timely_prompts > 0:
-        cap_s = worker.step_cap_s
-    elif num_prompts > 0:
+    cap_s = worker.step_cap_s if is_capped else np.inf
+    if s.num_timely_prompts == 0 and num_prompts > 0:
         cap_s = s.best_effort_s
     s.limit_s = cap_s
     s.slack_s = np.inf
@@ -254,21 +286,66 @@ def _urgent_decodes(
             s.num_free += _make_room(requests, ids, n, grants, k, needed - s.num_free)
         if grants[k] == PREEMPT or needed > s.num_free:
             continue
-        with_it_s = step_s(
-            worker,
-            s.num_tokens + 1 + s.draft,
-            s.num_decodes + 1,
-            s.context + r.num_computed_tokens,
-            0.0,
-            0,
-            s.draft,
-            s.num_drafted + s.draft,
-        )
+        with_it_s = _with_one_more_s(r, worker, step)
         if with_it_s > max(s.slack_s, efficient_s) and s.num_tokens > 0:
             # The first of them would be late; this one can have the next step.
             return len(decodes)
         _grant_decode(r, k, worker, grants, step)
     return len(decodes)
+
+
+@kernel
+def _paced_decodes(
+    now_s: float,
+    requests: Records,
+    ids: Ints,
+    worker: Record,
+    grants: Ints,
+    decodes: Ints,
+    step: Records,
+) -> None:
+    """Grant what would fall behind the line that starts at its first token.
+
+    A first token that came early is followed at the promised pace as long as that leaves prompts
+    most of the step; the lead is spent only when it does not.
+    """
+    s = step[0]
+    if np.isinf(s.limit_s):
+        # All of them find room after the prompts.
+        return
+    floor_s = worker.time_ratio * worker.floor_s
+    bound_s = floor_s + PACED_SHARE * (s.limit_s - floor_s)
+    horizon_at_s = now_s + 2.0 * s.limit_s
+    for k in decodes:
+        r = requests[ids[k]]
+        if r.guaranteed == 0:
+            return
+        if r.next_due_at_s - r.lead_s > horizon_at_s:
+            continue
+        needed = blocks_for(r.num_computed_tokens + 1, worker.block_size) - r.num_blocks
+        if grants[k] == PREEMPT or needed > s.num_free:
+            continue
+        if _with_one_more_s(r, worker, step) > bound_s:
+            return
+        _grant_decode(r, k, worker, grants, step)
+
+
+@kernel
+def _with_one_more_s(r: Record, worker: Record, step: Records) -> float:
+    """What the step takes with one more decode, drafts included."""
+    s = step[0]
+    return float(
+        step_s(
+            worker,
+            s.num_tokens + 1 + s.draft,
+            s.num_decodes + 1,
+            s.context + r.num_computed_tokens,
+            s.attention,
+            s.num_chunks,
+            s.draft,
+            s.num_drafted + s.draft,
+        )
+    )
 
 
 @kernel
@@ -360,6 +437,8 @@ def _other_decodes(
     """Grant decodes that are ahead of their line, while the step stays within its bound."""
     s = step[0]
     for k in decodes:
+        if grants[k] > 0:
+            continue
         r = requests[ids[k]]
         bound_s = s.limit_s
         if r.guaranteed == 0:
@@ -369,16 +448,7 @@ def _other_decodes(
         needed = blocks_for(r.num_computed_tokens + 1, worker.block_size) - r.num_blocks
         if grants[k] == PREEMPT or needed > s.num_free:
             continue
-        with_it_s = step_s(
-            worker,
-            s.num_tokens + 1 + s.draft,
-            s.num_decodes + 1,
-            s.context + r.num_computed_tokens,
-            s.attention,
-            s.num_chunks,
-            s.draft,
-            s.num_drafted + s.draft,
-        )
+        with_it_s = _with_one_more_s(r, worker, step)
         if with_it_s > bound_s and s.num_tokens > 0:
             return
         _grant_decode(r, k, worker, grants, step)

@@ -100,12 +100,16 @@ class DemandLine:
 
     Token i is due at arrival + TTFT + the sum of the gaps before it; tokens ahead of the line
     bank slack, so delaying them gains nothing. Strict scoring: every check-point must be met.
+
+    Attributes:
+        lead_s: by how much the first token left before its due time; 0 until then.
     """
 
     promise: Promise
     arrived_at_s: float
     num_tokens: int = 0
     num_checkpoints_missed: int = 0
+    lead_s: float = 0.0
     _due_at_s: float = field(init=False)
     _stage: int = 0
     _num_stage_tokens: int = 0
@@ -136,6 +140,8 @@ class DemandLine:
     def token(self, token_id: int, at_s: float) -> None:
         """Count one token that left at `at_s`."""
         late = at_s > self._due_at_s
+        if self.num_tokens == 0:
+            self.lead_s = max(0.0, self._due_at_s - at_s)
         is_checkpoint = self.num_tokens == 0 or (self.num_tokens + 1) % CHECKPOINT_INTERVAL == 0
         if is_checkpoint and late:
             self.num_checkpoints_missed += 1

@@ -179,6 +179,7 @@ class WorkerBook:
         records["next_due_at_s"][rows] = [
             line.next_due_at_s if line is not None else math.inf for line in lines
         ]
+        records["lead_s"][rows] = [line.lead_s if line is not None else 0.0 for line in lines]
         for row, line in zip(rows, lines, strict=True):
             if line is not None and len(line.promise.stages) > 1:
                 tpot_s, num_left, later_tpot_s = line.pace

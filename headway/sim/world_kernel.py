@@ -196,6 +196,7 @@ def _emit(world: World, holder: int, row: int, now_s: float) -> None:
     late = now_s > r.next_due_at_s
     if r.num_output_tokens == 1:
         sim.first_token_at_s = now_s
+        r.lead_s = max(0.0, r.next_due_at_s - now_s)
     is_last = r.num_output_tokens == sim.num_output_tokens
     is_checkpoint = r.num_output_tokens == 1 or r.num_output_tokens % 10 == 0 or is_last
     if late:

@@ -249,6 +249,8 @@ def end_step(  # noqa: C901 - compiled
             continue
         if at_s > r.next_due_at_s and not ignored[k]:
             return k
+        if r.num_output_tokens == 0:
+            r.lead_s = max(0.0, r.next_due_at_s - at_s)
         r.num_output_tokens += 1
         r.num_stage_tokens_left -= 1
         if r.num_stage_tokens_left == 0:

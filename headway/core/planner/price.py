@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# How much likelier the next request finds no room when a worker's work grows by a request of
-# average cost, relative to the share that finds none now. Not derived: of 3, 8, 20 and 60, 3 was
-# best in mixed and summarizer, 8 in chat and 20 in coder (one run each); this lies between.
-_SENSITIVITY = 6.0
+# Displacement per cost and share of misses while these are rare, and the factor on the cost when
+# they are not. Not derived: six scenarios at loads near 90 % and 98 % attained were tried with the
+# first form alone (6), the second alone (2), and both (8 and 2; 12 and 2).
+_SENSITIVITY = 8.0
+_CONVEX_SENSITIVITY = 2.0
 _GAIN = 0.005
 # Below so many requests the average cost is not known.
 _MIN_REQUESTS = 32
@@ -20,7 +21,10 @@ class ShadowPrice:
 
     All requests count the same. With a share p of the affordable ones finding no room, one that
     costs c times the average displaces about c * sensitivity * p others; if that is more than
-    one, serving it loses more than it gains. Without contention p is 0 and nobody is turned away.
+    one, serving it loses more than it gains. Where misses are frequent, what it displaces grows
+    with the square of c, since it delays others for longer, and each of them by more: then it is
+    (convex sensitivity * c)^2 * p. The milder of the two counts. Without contention p is 0 and
+    nobody is turned away.
 
     Attributes:
         miss_ratio: share p, an exponential average over the last 200 affordable requests.
@@ -41,7 +45,9 @@ class ShadowPrice:
         """The highest affordable cost, in worker seconds."""
         if self.num_asked < _MIN_REQUESTS or self.miss_ratio == 0.0:
             return math.inf
-        return self.mean_cost / (_SENSITIVITY * self.miss_ratio)
+        linear = _SENSITIVITY * self.miss_ratio
+        convex = _CONVEX_SENSITIVITY * math.sqrt(self.miss_ratio)
+        return self.mean_cost / min(linear, convex)
 
     def found_room(self, found: bool) -> None:
         """Note what became of an affordable request."""

@@ -33,6 +33,17 @@ def test_early_tokens_bank_slack() -> None:
     assert line.attained
 
 
+def test_the_lead_is_what_the_first_token_left_of_its_bound() -> None:
+    line = _line(StageSlo(0.1))
+    assert line.lead_s == 0.0
+    line.token(7, at_s=100.4)
+    line.token(7, at_s=100.9)
+    assert line.lead_s == pytest.approx(0.6)
+    late = _line(StageSlo(0.1))
+    late.token(7, at_s=101.4)
+    assert late.lead_s == 0.0
+
+
 def test_a_late_first_token_is_a_miss() -> None:
     line = _line(StageSlo(0.1))
     line.token(7, at_s=101.001)

@@ -144,3 +144,13 @@ def test_most_promises_are_kept_when_the_model_is_off_and_steps_vary(error: floa
         num_promised = int(finished.score.promised.sum())
         assert num_promised > 200
         assert finished.num_broken <= 0.05 * num_promised
+
+
+def test_what_starts_early_goes_on_at_its_pace() -> None:
+    """Prompts that need the steps put decodes off, but not until the first token's own bound."""
+    finished = simulate(
+        workload("coder", 500, load=1.0, num_workers=1, seed=8), cluster("colocated-1")
+    )
+    tally = finished.score.all()
+    assert tally.num_attained > 350
+    assert tally.num_attained_mean > 0.9 * tally.num_attained

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway.core.batch_state import ARRIVING, DECODE, LEAVING, PREEMPT, PREFILL, Records
-from headway.core.batching import BEST_EFFORT_STEP, form_slack
+from headway.core.batching import BEST_EFFORT_STEP, PACED_SHARE, form_slack
 from headway.core.planner.step_time import step_s
 from tests import former_loop
 from tests.former_loop import Loop, make_requests
@@ -222,6 +222,41 @@ def test_decodes_that_can_wait_leave_the_step_to_prompts() -> None:
     # Where the prompt leaves room, they run ahead.
     requests["num_prompt_tokens"][1] = 200
     assert grants_of(requests, make_worker(step_cap_s=0.1000001)) == [1, 200]
+
+
+def test_steps_are_short_while_nothing_waits_and_nothing_is_due() -> None:
+    # A prompt may come during the step. 0.5 ms per decode.
+    decode = {"phase": DECODE, "num_prompt_tokens": 100, "next_due_at_s": 9.0}
+    requests = make_requests(*({**decode, "order": order} for order in range(40)))
+    workers = make_worker(step_cap_s=0.0150001, sequence_s=5e-4)
+    grants = grants_of(requests, workers)
+    assert sum(grants) == 10
+    assert seconds_of(requests, workers, grants) <= 0.0150001
+    # What is due cannot be left for the step after the next one.
+    requests["next_due_at_s"] = 0.04
+    assert sum(grants_of(requests, workers)) == 40
+
+
+def test_an_early_first_token_is_followed_at_its_pace_beside_prompts() -> None:
+    decode = {"phase": DECODE, "num_prompt_tokens": 100, "next_due_at_s": 0.5, "lead_s": 0.45}
+    requests = make_requests(decode, {"num_prompt_tokens": 5000})
+    workers = make_worker(step_cap_s=0.1000001)
+    assert grants_of(requests, workers) == [1, 999]
+    # One that keeps its pace until the next step is out waits, lead or not.
+    requests["lead_s"][0] = 0.2
+    assert grants_of(requests, workers) == [0, 1000]
+
+
+def test_the_pace_of_early_first_tokens_leaves_most_of_the_step_to_prompts() -> None:
+    decode = {"phase": DECODE, "num_prompt_tokens": 100, "next_due_at_s": 0.5, "lead_s": 0.45}
+    requests = make_requests(
+        *({**decode, "order": order} for order in range(200)), {"num_prompt_tokens": 5000}
+    )
+    workers = make_worker(step_cap_s=0.0500001, sequence_s=5e-4)
+    grants = grants_of(requests, workers)
+    # 40 ms beyond an empty step, 0.5 ms per decode.
+    assert sum(grants[:200]) == round(PACED_SHARE * 0.04 / 5e-4)
+    assert grants[200] > 0
 
 
 def test_best_effort_comes_last_and_in_short_steps() -> None:

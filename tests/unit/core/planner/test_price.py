@@ -56,7 +56,7 @@ def test_the_price_falls_again_after_an_overload() -> None:
     for _ in range(400):
         price.is_affordable(1.0)
         price.found_room(False)
-    assert price.limit() < 0.5
+    assert price.limit() < 0.6
     for _ in range(2000):
         price.is_affordable(1.0)
         price.found_room(True)
