@@ -214,7 +214,7 @@ def begin_step(requests: Records, ids: Ints, n: int, worker: Record, grants: Int
 
 
 @kernel
-def end_step(  # noqa: C901 - compiled
+def end_step(  # noqa: C901, PLR0912 - compiled
     at_s: float, requests: Records, n: int, worker: Record, grants: Ints, ignored: Flags
 ) -> int:
     """Hand out what a step produced at `at_s`; the first row that is late, or -1."""
