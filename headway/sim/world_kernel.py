@@ -341,7 +341,8 @@ def _settle_transfers(  # noqa: C901, PLR0912 - compiled
             sim = world.sim[row - num_requests]
             num_without_room += 1 - sim.room_made
             is_held = world.formers[w] == SLACK and r.guaranteed == 0
-            if sim.room_made == 1 and sim.sent_at_s <= now_s and not is_held:
+            is_here = sim.room_made == 1 and sim.sent_at_s <= now_s and r.arrives_at_s <= now_s
+            if is_here and not is_held:
                 _join(world, r)
     if num_gone > 0:
         _compact(world, w)
