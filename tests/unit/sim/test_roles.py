@@ -55,7 +55,7 @@ class Once:
 def test_a_worker_ends_what_it_has_and_then_takes_the_other_role(
     change: RoleChange, places: tuple[str, str]
 ) -> None:
-    asked = workload("summarizer", 400, load=0.4, num_workers=4, seed=2)
+    asked = workload("coder", 800, load=0.4, num_workers=4, seed=2)
     policy = Once(change, at_s=3.0)
     policy.former = policy.policy.former
     watched = Watched(asked, machines(2, 2), policy, (policy.former,) * 4)
