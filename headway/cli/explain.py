@@ -15,7 +15,8 @@ from rich.console import Console
 
 from headway.cli.display import milliseconds
 from headway.cli.simulate import RESULT
-from headway.core.planner.promising import Explanation, Limit, PromisePolicy
+from headway.core.planner.arrival import Limit
+from headway.core.planner.promising import Explanation, PromisePolicy
 from headway.errors import ConfigError
 from headway.sim.settings import Settings
 from headway.sim.simulation import Simulation

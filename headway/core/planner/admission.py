@@ -15,7 +15,7 @@ import numpy as np
 
 from headway.core.batch_state import PREFILL, REQUEST, Records
 from headway.core.cluster import ClusterSnapshot, WorkerSnapshot
-from headway.core.planner.arrival import Answer, ClusterView, Verdict
+from headway.core.planner.arrival import Answer, ClusterView, Limit, Verdict
 from headway.core.planner.interface import (
     Constraint,
     Decision,
@@ -28,7 +28,7 @@ from headway.core.planner.interface import (
 from headway.core.planner.live_view import LiveView
 from headway.core.planner.pairs import handovers, usable_pairs
 from headway.core.planner.prediction import decode_step_s, prefill_queue
-from headway.core.planner.promising import Limit, PromisePolicy
+from headway.core.planner.promising import PromisePolicy
 from headway.core.request import RequestSpec
 from headway.core.request_table import demand_fields
 from headway.core.slo import DemandLine, Promise, Slo

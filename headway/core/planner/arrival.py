@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -18,6 +18,16 @@ class Verdict(IntEnum):
     SERVE = 0  # placed now; promised, if the policy promises at all
     DEFER = 1  # best effort: waits until `place_deferred` finds it a place
     REFUSE = 2
+
+
+class Limit(StrEnum):
+    """What stands against a promise."""
+
+    NONE = "NONE"
+    PREFILL_TIME = "PREFILL_TIME"
+    DECODE_RATE = "DECODE_RATE"
+    KV_BLOCKS = "KV_BLOCKS"
+    TOO_COSTLY = "TOO_COSTLY"
 
 
 @dataclass(frozen=True, slots=True)

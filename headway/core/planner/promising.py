@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 
-from headway.core.batch_state import ARRIVING, Floats, Records
 from headway.core.planner.ageing import aged
-from headway.core.planner.arrival import Answer, ClusterView, Verdict
+from headway.core.planner.arrival import Answer, ClusterView, Limit, Verdict
 from headway.core.planner.baselines.codes import SLACK
-from headway.core.planner.handover import latest_arrival
+from headway.core.planner.fitting import arrival_at, fit_at
+from headway.core.planner.place_order import places_in_order
 from headway.core.planner.price import ShadowPrice
 from headway.core.planner.probe import (
-    DECODE_RATE,
     FITS,
-    KV_BLOCKS,
-    LATE,
     ROOM_FOR_LATE,
     ROOM_FOR_TIMELY,
     decode_work_s,
     late_promise,
     loads_of,
-    probe,
     work_s,
 )
 from headway.core.planner.step_length import StepLength
@@ -34,19 +28,6 @@ _LATE_DECODE_SHARE = 0.1
 
 # A TTFT that is looked for in an explanation is found within this.
 _TTFT_STEPS = 12
-
-
-class Limit(StrEnum):
-    """What stands against a promise."""
-
-    NONE = "NONE"
-    PREFILL_TIME = "PREFILL_TIME"
-    DECODE_RATE = "DECODE_RATE"
-    KV_BLOCKS = "KV_BLOCKS"
-    TOO_COSTLY = "TOO_COSTLY"
-
-
-_LIMITS = {LATE: Limit.PREFILL_TIME, DECODE_RATE: Limit.DECODE_RATE, KV_BLOCKS: Limit.KV_BLOCKS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,51 +181,19 @@ class PromisePolicy:
         )
         own_tpot_s = float(view.requests["tpot_s"][new])
         arrivals: dict[int, tuple[int, float]] = {}
-        for p, d in self._pairs(view, self._order(new, view, loads_s)):
+        places = places_in_order(new, view, loads_s, most_loaded_first=self.most_loaded_first)
+        for p, d in places:
             if needed_room & ~(room[p] & room[d]):
                 continue
             longest_s = min(float(tightest_s[p]), float(tightest_s[d]), own_tpot_s)
             if p != d and d not in arrivals:
-                arrivals[d] = self._arrival(new, d, view, now_s)
+                arrivals[d] = arrival_at(new, d, view, now_s)
             arrival = arrivals.get(d, (FITS, np.inf))
             place = self._place(new, p, d, view, now_s, longest_s, arrival, learn=learn)
             if place.limit is Limit.NONE:
                 return place
             best = place
         return best
-
-    def _order(self, new: int, view: ClusterView, loads_s: Floats) -> Floats:
-        """What workers are ordered by: their load, and what they would have to prefill.
-
-        Where KV of the session is kept, that is less. It is worth going there while no other
-        worker is less loaded by more than the prompt it would compute again.
-        """
-        if view.num_kept_tokens is None or not view.num_kept_tokens.any():
-            return loads_s
-        num_prompt = view.requests["num_prompt_tokens"][new]
-        left = num_prompt - view.num_kept_tokens
-        attention = left * (view.num_kept_tokens + 0.5 * left)
-        workers = view.workers
-        own_s = workers["token_s"] * left + workers["prefill_attention_s"] * attention
-        if self.most_loaded_first:
-            own_s = -own_s
-        ordered: Floats = loads_s + own_s
-        return ordered
-
-    def _pairs(self, view: ClusterView, loads_s: Floats) -> Iterator[tuple[int, int]]:
-        """Places in the order of preference: one worker for both phases before two."""
-        order = np.argsort(loads_s, kind="stable")
-        if self.most_loaded_first:
-            order = order[::-1]
-        prefills, decodes = view.workers["prefills"], view.workers["decodes"]
-        for w in order.tolist():
-            if prefills[w] and decodes[w] and (view.allowed is None or view.allowed[w, w]):
-                yield w, w
-        for p in order.tolist():
-            if prefills[p] and not decodes[p]:
-                for d in order.tolist():
-                    if decodes[d] and (view.allowed is None or view.allowed[p, d]):
-                        yield p, d
 
     def _place(
         self,
@@ -271,87 +220,12 @@ class PromisePolicy:
         free_at_s = float(worker["busy_until_s"])
         limit, answer = Limit.PREFILL_TIME, Answer(Verdict.DEFER)
         for length_s in candidates:
-            limit, answer = self._try(new, p, d, view, now_s, length_s, free_at_s, arrival)
+            limit, answer = fit_at(new, p, d, view, now_s, length_s, free_at_s, arrival)
             if limit is Limit.NONE:
                 return _Place(answer, limit, length_s)
             if limit is not Limit.PREFILL_TIME:
                 break
         if learn and self.adapts_length and limit is Limit.PREFILL_TIME:
-            at_once, _ = self._try(new, p, d, view, now_s, candidates[0], now_s, arrival)
+            at_once, _ = fit_at(new, p, d, view, now_s, candidates[0], now_s, arrival)
             lengths.lost(to_running_step=at_once is Limit.NONE, longest_s=longest_s)
         return _Place(answer, limit)
-
-    def _try(
-        self,
-        new: int,
-        p: int,
-        d: int,
-        view: ClusterView,
-        now_s: float,
-        length_s: float,
-        free_at_s: float,
-        arrival: tuple[int, float],
-    ) -> tuple[Limit, Answer]:
-        """Whether `new` fits with this step length on `p`, to which `d` has its say already."""
-        if p == d:
-            record = view.record_on(new, p)
-            handover_s = 0.0
-            if view.local_handover_s is not None:
-                handover_s = float(view.local_handover_s[p])
-                record["prefill_due_at_s"] -= handover_s
-                record["next_due_at_s"] -= handover_s
-            found, computed_at_s = self._probe(record, p, view, now_s, length_s, free_at_s)
-            answer = Answer(Verdict.SERVE, p, p, 0.0, handover_s, computed_at_s)
-            return _LIMITS.get(found, Limit.NONE), answer
-        found, arrives_at_s = arrival
-        if found != FITS:
-            return _LIMITS[found], Answer(Verdict.DEFER)
-        record = view.record_on(new, p)
-        handover_s = 0.0
-        if view.handover_s is not None:
-            handover_s = float(view.handover_s[d])
-        elif np.isfinite(arrives_at_s):
-            handover_s = float(record["next_due_at_s"]) - (arrives_at_s - view.link_latency_s)
-        record["leaves_after_prefill"] = 1
-        record["prefill_due_at_s"] -= handover_s
-        found, computed_at_s = self._probe(record, p, view, now_s, length_s, free_at_s)
-        answer = Answer(Verdict.SERVE, p, d, arrives_at_s, handover_s, computed_at_s)
-        return _LIMITS.get(found, Limit.NONE), answer
-
-    def _arrival(self, new: int, d: int, view: ClusterView, now_s: float) -> tuple[int, float]:
-        """Whether worker `d` can decode what another one prefills, and when it must arrive."""
-        record = view.requests[new : new + 1].copy()[0]
-        record["phase"] = ARRIVING
-        due_at_s = float(record["next_due_at_s"])
-        worker = view.workers[d]
-        if view.handover_s is None and np.isfinite(due_at_s):
-            found, arrives_at_s = latest_arrival(
-                now_s, view.requests, view.ids[d], view.counts[d], view.grants[d], worker, record
-            )
-            return found, arrives_at_s
-        arrives_at_s = due_at_s if view.handover_s is None else due_at_s - view.handover_s[d]
-        record["arrives_at_s"] = arrives_at_s
-        length_s, free_at_s = float(worker["step_cap_s"]), float(worker["busy_until_s"])
-        found, _ = self._probe(record, d, view, now_s, length_s, free_at_s)
-        return found, arrives_at_s
-
-    def _probe(
-        self,
-        record: Records,
-        w: int,
-        view: ClusterView,
-        now_s: float,
-        length_s: float,
-        free_at_s: float,
-    ) -> tuple[int, float]:
-        return probe(
-            now_s,
-            view.requests,
-            view.ids[w],
-            view.counts[w],
-            view.grants[w],
-            view.workers[w],
-            record,
-            length_s,
-            free_at_s,
-        )

@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 from headway.cli.explain import PastDecision
 from headway.cli.main import app
 from headway.cli.simulate import choose
+from headway.core.planner.arrival import Limit
 from headway.core.planner.baselines import BASELINES
-from headway.core.planner.promising import Limit
 from headway.errors import ConfigError
 from headway.sim.scenarios import SCENARIOS
 

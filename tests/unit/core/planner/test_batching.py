@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway.core.batch_state import ARRIVING, DECODE, LEAVING, PREEMPT, PREFILL, Records
-from headway.core.batching import BEST_EFFORT_STEP, PACED_SHARE, form_slack
+from headway.core.batching import form_slack
+from headway.core.batching.bounds import BEST_EFFORT_STEP
+from headway.core.batching.decodes import PACED_SHARE
 from headway.core.planner.step_time import step_s
 from tests import former_loop
 from tests.former_loop import Loop, make_requests

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headway.core.planner.arrival import Verdict
-from headway.core.planner.promising import Limit, PromisePolicy
+from headway.core.planner.arrival import Limit, Verdict
+from headway.core.planner.promising import PromisePolicy
 from headway.sim.simulation import RunOptions, Simulation
 from headway.sim.workload import Workload
 from tests.simulated import cluster, simulate, workload
