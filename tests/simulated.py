@@ -12,10 +12,12 @@ import numpy as np
 from headway.config import load_full_profile
 from headway.core.batch_state import GONE, LEAVING, Floats, Records
 from headway.sim.cluster import ClusterSpec, Hardware
+from headway.sim.options import RunOptions
+from headway.sim.result import RunResult
 from headway.sim.scenarios import build
 from headway.sim.scoring import Score, score
 from headway.sim.setup import hardware, policy_by_name
-from headway.sim.simulation import RunOptions, RunResult, Simulation
+from headway.sim.simulation import Simulation
 from headway.sim.workload import Workload
 
 _PROFILE = Path(__file__).parent.parent / "profiles" / "h100-llama-3.1-8b-bf16.toml"

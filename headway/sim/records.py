@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from headway.core.batch_state import Records
+from headway.sim.result import RunResult
 from headway.sim.scoring import Score, tpot_bounds_s
-from headway.sim.simulation import RunResult
 from headway.sim.world_state import SERVED
 
 _STEP_FIELDS = (

@@ -22,10 +22,10 @@ from headway.core.planner.arrival import (
     RoleChanges,
 )
 from headway.sim.records import RunLog, run_log
+from headway.sim.result import RunResult
 from headway.sim.roles import Flip, advised_split
 from headway.sim.scoring import Score, score
 from headway.sim.settings import Settings
-from headway.sim.simulation import RunResult
 from headway.sim.workload import Workload
 
 # Requests that run before the clock does: they compile the policy's code, or load it.

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headway.core.batch_state import Floats, Ints
-from headway.sim.simulation import RunResult
+from headway.sim.result import RunResult
 from headway.sim.workload import Workload
 from headway.sim.world_state import REFUSED, SERVED
 

@@ -18,9 +18,10 @@ from headway.core.slo import Slo, StageSlo
 from headway.errors import ConfigError
 from headway.sim.arrivals import Trace, read_trace
 from headway.sim.cluster import ClusterSpec
+from headway.sim.options import RunOptions
 from headway.sim.scenarios import build
 from headway.sim.setup import HOST_S, NamedPolicy, hardware, policy_by_name
-from headway.sim.simulation import RunOptions, Simulation
+from headway.sim.simulation import Simulation
 from headway.sim.workload import Tier, Workload
 
 # With unknown lengths, mean outputs are taken from about so many requests of another seed.

@@ -17,7 +17,8 @@ from headway.core.planner.fluid_policy import FluidPolicy
 from headway.core.planner.probe import FITS, load_of, probe
 from headway.core.planner.promising import PromisePolicy
 from headway.sim.cluster import ClusterSpec, DraftModel, Hardware
-from headway.sim.simulation import RunOptions, Simulation
+from headway.sim.options import RunOptions
+from headway.sim.simulation import Simulation
 from headway.sim.workload import Workload
 
 # Of a step, outside the GPU: 0.5 to 1 ms explain the latencies of vLLM 0.15.1 on an H100.

@@ -1,4 +1,4 @@
-"""The arrays of a simulated cluster; only the compiled loop of `world_kernel` changes them."""
+"""The arrays of a simulated cluster, on which the compiled loop of `world_kernel` works."""
 
 from __future__ import annotations
 

@@ -17,10 +17,11 @@ from bench.capacity_cases import (
     settings_of,
 )
 from bench.capacity_runs import Runner
+from headway.sim.result import RunResult
 from headway.sim.scenarios import SCENARIOS
 from headway.sim.scoring import score
 from headway.sim.setup import HEADWAY, HEADWAY_DP
-from headway.sim.simulation import RunResult, Simulation
+from headway.sim.simulation import Simulation
 
 CASE = Case("chat", "azure-code", H100_8B, 1, 300, (0,))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headway.core.planner.acceptance import acceptance_of
-from headway.sim.simulation import RunResult
+from headway.sim.result import RunResult
 from tests.simulated import Finished, cluster, simulate, workload
 
 TIERS = ("chat", "coder", "summarizer", "tool-answer", "tool-call", "reasoning")

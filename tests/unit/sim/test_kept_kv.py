@@ -9,7 +9,8 @@ import pytest
 
 from headway.core.planner.promising import PromisePolicy
 from headway.sim.kept_kv import evict, keep, place_on_kept
-from headway.sim.simulation import RunOptions, Simulation
+from headway.sim.options import RunOptions
+from headway.sim.simulation import Simulation
 from headway.sim.workload import Workload
 from tests.simulated import cluster, simulate, watch, workload
 

@@ -9,10 +9,10 @@ import pytest
 
 from headway.core.planner.acceptance import new_acceptances
 from headway.core.slo import DemandLine, Promise, Slo, StageSlo
+from headway.sim.result import RunResult
 from headway.sim.run import Run, run
 from headway.sim.scoring import allowed_decode_s, percentiles, score, tpot_bounds_s
 from headway.sim.settings import ClusterSettings, Settings
-from headway.sim.simulation import RunResult
 from headway.sim.workload import Tier, Workload
 from headway.sim.world_state import REFUSED, SERVED, SIM, STEP, TOKEN
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from headway.core.planner.baselines import BASELINES
-from headway.sim import simulation
+from headway.sim import new_world
 from headway.sim.settings import ClusterSettings
 from headway.sim.world_state import PENDING, REFUSED, SERVED
 from tests.simulated import CAPACITY, ROLES, Finished, cluster, simulate, watch, workload
@@ -62,7 +62,7 @@ def test_the_log_changes_nothing_however_often_it_is_emptied(
     # So lightly loaded that most steps begin with an arrival.
     asked = workload("tools", 200, load=0.1, num_workers=4, seed=3)
     whole = simulate(asked, cluster("colocated-4"), log=True)
-    monkeypatch.setattr(simulation, "_LOG_ROWS", 600)
+    monkeypatch.setattr(new_world, "_LOG_ROWS", 600)
     in_parts = simulate(asked, cluster("colocated-4"), log=True)
     without = simulate(asked, cluster("colocated-4"))
     assert arrays_of(in_parts) == arrays_of(whole)

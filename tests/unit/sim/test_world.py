@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from headway.core.batch_state import Ints, Records
-from headway.sim.simulation import RunResult
+from headway.sim.result import RunResult
 from headway.sim.truth import true_step_s
 from headway.sim.workload import Workload
 from headway.sim.world_state import SERVED

@@ -10,7 +10,8 @@ import pytest
 from headway.core.planner.arrival import Answer, ClusterView, Verdict
 from headway.core.planner.fluid_policy import FluidPolicy
 from headway.core.slo import Slo, StageSlo
-from headway.sim.simulation import RunOptions, Simulation
+from headway.sim.options import RunOptions
+from headway.sim.simulation import Simulation
 from headway.sim.workload import Tier, Workload
 from tests.simulated import cluster, simulate, workload
 

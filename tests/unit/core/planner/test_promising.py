@@ -10,7 +10,8 @@ import pytest
 
 from headway.core.planner.arrival import Limit, Verdict
 from headway.core.planner.promising import PromisePolicy
-from headway.sim.simulation import RunOptions, Simulation
+from headway.sim.options import RunOptions
+from headway.sim.simulation import Simulation
 from headway.sim.workload import Workload
 from tests.simulated import cluster, simulate, workload
 
