@@ -20,7 +20,7 @@ from headway.config import Config, VllmConfig, load_profile
 from headway.core.cluster import ResourceCounters, WorkerRole
 from headway.core.request import FinishReason, Sampling
 from headway.errors import EngineFailed, KvTransferFailed
-from headway.ports import (
+from headway.ports.engine import (
     DecodeItem,
     DecodeJob,
     EngineFinished,

@@ -29,7 +29,7 @@ from headway.client import Admission, AsyncClient, Tier, Tokens
 from headway.core.perf_model import PerfModel
 from headway.core.slo import Promise
 from headway.errors import ConfigError, HeadwayError
-from headway.ports import Clock
+from headway.ports.clock import Clock
 
 Bounds = Callable[[PlannedRequest], Promise | None]
 

@@ -35,7 +35,9 @@ from headway.core.events import (
 )
 from headway.core.request import RequestSpec
 from headway.errors import NotFound
-from headway.ports import Clock, EngineLoad, Telemetry
+from headway.ports.clock import Clock
+from headway.ports.engine import EngineLoad
+from headway.ports.telemetry import Telemetry
 from services.controller.messages import (
     admission_to_pb,
     final_error,

@@ -24,7 +24,7 @@ from headway.core.events import (
     TokensProduced,
 )
 from headway.errors import HeadwayError, KvTransferFailed, Refused, Unavailable
-from headway.ports import Span, Telemetry
+from headway.ports.telemetry import Span, Telemetry
 from headway.rpc.convert import (
     demand_to_pb,
     duration_from_pb,

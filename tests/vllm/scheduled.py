@@ -27,7 +27,7 @@ from headway.adapters.vllm_scheduler.scheduler import HeadwayAsyncScheduler, Hea
 from headway.core.batch_state import DECODE, LEAVING, PREFILL
 from headway.core.perf_model import PerfModel
 from headway.core.slo import Promise, StageSlo
-from headway.ports import EngineStep
+from headway.ports.engine import EngineStep
 from tests.vllm.conftest import BLOCK_SIZE, KV_BYTES_PER_TOKEN
 from tests.vllm.pair import prompt_of
 

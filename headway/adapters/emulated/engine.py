@@ -14,7 +14,7 @@ from headway.adapters.emulated.prefill import PrefillWork
 from headway.config import Config, EmulatedConfig, load_profile
 from headway.core.cluster import ResourceCounters, WorkerRole
 from headway.errors import ConfigError, EngineFailed
-from headway.ports import (
+from headway.ports.engine import (
     DecodeItem,
     DecodeJob,
     EngineInfo,

@@ -23,7 +23,7 @@ from headway.adapters.kv_grpc.receiver import KvReceiver
 from headway.adapters.kv_grpc.segment import OfferedSegment
 from headway.adapters.kv_grpc.sender import KvSender
 from headway.adapters.kv_grpc.tickets import TicketMint
-from headway.ports import KvTarget
+from headway.ports.engine import KvTarget
 
 LAYOUT = PageLayout(num_layers=3, page_bytes=1000, digest=b"d" * 32)
 # Four pages to a frame and four frames to a small segment.

@@ -13,7 +13,7 @@ from headway.adapters.kv_grpc import receiver, segment
 from headway.adapters.kv_grpc.checksums import checksum_of_checksums
 from headway.adapters.kv_grpc.frames import GatheredFrame, cut, gather_into
 from headway.adapters.kv_grpc.segment import map_offered
-from headway.ports import KvTarget
+from headway.ports.engine import KvTarget
 from headway.v1 import kv_transfer_service_pb2 as pb
 
 DATA_LOSS = grpc.StatusCode.DATA_LOSS
