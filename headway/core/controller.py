@@ -14,28 +14,30 @@ from typing import assert_never
 from headway.core.cluster import ClusterSnapshot, WorkerLoad, WorkerRole, WorkerSnapshot, WorkerSpec
 from headway.core.cluster_book import ClusterBook
 from headway.core.deadlines import Deadlines
-from headway.core.events import (
+from headway.core.effects import (
     AbortOnWorkers,
+    Effect,
+    RelayTokens,
+    SendAdmission,
+    SendRefusal,
+    StartDecode,
+    StartPrefill,
+    WakeAt,
+)
+from headway.core.events import (
     AttemptFailed,
     CancelCause,
     CancelRequested,
     DecodeCompleted,
     DecodeReserved,
-    Effect,
     Event,
     FailureReason,
     PrefillComputed,
-    RelayTokens,
     RequestArrived,
     RoleAsked,
     RoleTaken,
-    SendAdmission,
-    SendRefusal,
-    StartDecode,
-    StartPrefill,
     TimePassed,
     TokensProduced,
-    WakeAt,
     WorkerJoined,
     WorkerLost,
     WorkerReported,

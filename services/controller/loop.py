@@ -11,24 +11,26 @@ from typing import assert_never
 from headway.adapters.event_log import EventLog
 from headway.core.cluster import WorkerLoad, WorkerRole, WorkerSnapshot, WorkerSpec
 from headway.core.controller import Controller
-from headway.core.events import (
+from headway.core.effects import (
     AbortOnWorkers,
-    CancelCause,
-    CancelRequested,
     Effect,
-    Event,
     RelayTokens,
-    RequestArrived,
-    RoleAsked,
-    RoleTaken,
     SendAdmission,
     SendFinished,
     SendRefusal,
     SetRole,
     StartDecode,
     StartPrefill,
-    TimePassed,
     WakeAt,
+)
+from headway.core.events import (
+    CancelCause,
+    CancelRequested,
+    Event,
+    RequestArrived,
+    RoleAsked,
+    RoleTaken,
+    TimePassed,
     WorkerJoined,
     WorkerLost,
     WorkerReported,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headway.core.events import SendAdmission, SendFinished, SendRefusal
+from headway.core.effects import SendAdmission, SendFinished, SendRefusal
 from headway.core.planner.interface import Placement
 from headway.core.request import RequestSpec, RequestState
 from headway.core.slo import Promise

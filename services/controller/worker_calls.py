@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from headway.core.cluster import WorkerRole, WorkerSpec
+from headway.core.effects import SetRole, StartDecode, StartPrefill
 from headway.core.events import (
     AttemptFailed,
     DecodeCompleted,
@@ -18,9 +19,6 @@ from headway.core.events import (
     FailureReason,
     KvUsage,
     PrefillComputed,
-    SetRole,
-    StartDecode,
-    StartPrefill,
     TokensProduced,
 )
 from headway.errors import HeadwayError, KvTransferFailed, Refused, Unavailable
