@@ -16,7 +16,7 @@ from headway.adapters.kv_grpc.tickets import TicketMint
 from headway.adapters.vllm_scheduler.demand import DEMAND_KEY, Demand
 from headway.adapters.vllm_scheduler.plan_socket import PlanSender
 from headway.adapters.vllm_start import measure_speed, start_engine, step_time_ratios
-from headway.config import Config, VllmConfig, load_profile
+from headway.config import Config, VllmConfig
 from headway.core.cluster import ResourceCounters, WorkerRole
 from headway.core.request import FinishReason, Sampling
 from headway.errors import EngineFailed, KvTransferFailed
@@ -34,6 +34,7 @@ from headway.ports.engine import (
     PrefillJob,
     PrefillResult,
 )
+from headway.profiles import load_profile
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
