@@ -388,7 +388,7 @@ def test_deadlines_of_ended_requests_do_not_pile_up() -> None:
         name = f"r{index}"
         made.handle(arrived(best_effort(name)), 0.0)
         made.handle(CancelRequested(name, CancelCause.ASKED), 0.0)
-    assert len(made._deadlines._heap) < 100
+    assert len(made._requests._deadlines._heap) < 100
 
 
 REQUEST_IDS = ("a", "b", "c")
