@@ -197,7 +197,7 @@ class ScheduledEngine:
             elif not getattr(request, "num_stale_output_tokens", 0):
                 assert record["phase"] == PREFILL
                 assert record["num_prompt_tokens"] == request.num_tokens
-            line = scheduler.books._demands[request_id].line()
+            line = scheduler.books.demands[request_id].line()
             if line is None:
                 assert math.isinf(record["next_due_at_s"])
             elif not getattr(request, "num_stale_output_tokens", 0):

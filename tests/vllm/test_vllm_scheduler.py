@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from headway.adapters.vllm_scheduler import scheduler as scheduler_module
-from headway.adapters.vllm_scheduler.books import FormedStep
+from headway.adapters.vllm_scheduler.formed_step import FormedStep
 from headway.adapters.vllm_scheduler.plan_socket import PlanSender
 from headway.ports.engine import DemandChange, PlanUpdate
 from tests.vllm.pair import prompt_of
