@@ -29,7 +29,7 @@ from headway.adapters.kv_grpc.numpy_store import NumpyPageStore
 from headway.adapters.kv_grpc.receiver import KvReceiver
 from headway.adapters.kv_grpc.sender import KvSender
 from headway.adapters.kv_grpc.tickets import TicketMint
-from headway.ports import KvTarget
+from headway.ports.engine import KvTarget
 
 # As SmolLM2-135M in float32: 30 layers, 3 KV heads of 64, keys and values, 16 tokens a block.
 LAYOUT = PageLayout(30, 2 * 3 * 64 * 16 * 4, hashlib.sha256(b"bench").digest())

@@ -30,14 +30,15 @@ from headway.cli.against import (
     PlainSystem,
     System,
     bounds_of,
-    round_rows,
     run_round,
 )
+from headway.cli.comparison import round_rows
 from headway.cli.load import until
 from headway.cli.stack import running_stack
 from headway.cli.workload import PlannedRequest, load_workload
 from headway.client import AsyncClient, Tier
-from headway.config import Config, VllmConfig, load_config, load_profile
+from headway.config import Config, VllmConfig, load_config
+from headway.profiles import load_profile
 
 STACKS = {
     "colocated": Path("configs/local-colocated.toml"),

@@ -34,7 +34,7 @@ MAX_MODEL_LEN = 512
 SENDER = """
 import sys, time
 from headway.adapters.vllm_scheduler.plan_socket import PlanSender
-from headway.ports import PlanUpdate
+from headway.ports.engine import PlanUpdate
 sender = PlanSender(sys.argv[1])
 for _ in range(int(sys.argv[2])):
     time.sleep(0.01)

@@ -6,27 +6,16 @@ imports neither vLLM nor torch.
 
 from __future__ import annotations
 
-import tomllib
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from headway.core.perf_model import PerfModel
 from headway.core.slo import Slo, StageSlo
-from headway.errors import ConfigError
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+from headway.toml_file import Count, Positive, Section, read_toml
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TierConfig(_Section):
+class TierConfig(Section):
     """One named class of promise. Neither bound given means a best-effort tier."""
 
     ttft_s: Positive | None = None
@@ -49,7 +38,7 @@ class TierConfig(_Section):
         return Slo((StageSlo(self.tpot_s),), self.ttft_s, self.ttft_slowdown)
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """What is served. `path` is a folder in Hugging Face format; relative to the working directory.
 
     `tokenizer` "model" takes the tokenizer of `path`; "bytes" is one token per UTF-8 byte,
@@ -61,7 +50,7 @@ class ModelConfig(_Section):
     tokenizer: Literal["model", "bytes"] = "model"
 
 
-class SpeculationConfig(_Section):
+class SpeculationConfig(Section):
     """Tokens drafted ahead, and verified in the next step.
 
     Attributes:
@@ -82,7 +71,7 @@ class SpeculationConfig(_Section):
         return self
 
 
-class VllmConfig(_Section):
+class VllmConfig(Section):
     """Options of a real vLLM engine. Unset values are vLLM's own defaults.
 
     Attributes:
@@ -106,7 +95,7 @@ class VllmConfig(_Section):
     speculation: SpeculationConfig | None = None
 
 
-class EmulatedConfig(_Section):
+class EmulatedConfig(Section):
     """An engine that takes the time a profile says and emits tokens = f(prompt, index).
 
     Attributes:
@@ -129,7 +118,7 @@ class EmulatedConfig(_Section):
 EngineConfig = Annotated[VllmConfig | EmulatedConfig, Field(discriminator="kind")]
 
 
-class ControllerConfig(_Section):
+class ControllerConfig(Section):
     """Where clients connect, and what may be promised.
 
     Attributes:
@@ -149,7 +138,7 @@ class ControllerConfig(_Section):
     tiers: dict[str, TierConfig]
 
 
-class PoolConfig(_Section):
+class PoolConfig(Section):
     """All workers of one role on this machine. `cores[i]` pins worker i; unset pins none."""
 
     replicas: Annotated[int, Field(ge=0)] = 1
@@ -172,7 +161,7 @@ class DecodePoolConfig(PoolConfig):
     prefills: bool = False
 
 
-class TelemetryConfig(_Section):
+class TelemetryConfig(Section):
     """Off unless set. `otlp_endpoint` for example "http://127.0.0.1:4317".
 
     Attributes:
@@ -183,7 +172,7 @@ class TelemetryConfig(_Section):
     prometheus_port: Annotated[int, Field(ge=0, le=65535)] | None = None
 
 
-class Config(_Section):
+class Config(Section):
     """A whole deployment."""
 
     model: ModelConfig
@@ -200,108 +189,6 @@ class Config(_Section):
         return self
 
 
-class StepTimeConfig(_Section):
-    """Step time by a measured curve over the step's new tokens instead of a roofline.
-
-    Attributes:
-        knots: numbers of new tokens, ascending.
-        times_s: of a step with so many tokens, before the other terms of `PerfModel`.
-        sequence_s, context_token_s, prefill_attention_s, chunk_s: as in `PerfModel`.
-    """
-
-    knots: tuple[Count, ...]
-    times_s: tuple[Positive, ...]
-    sequence_s: NonNegative
-    context_token_s: NonNegative
-    prefill_attention_s: NonNegative
-    chunk_s: NonNegative
-
-    @model_validator(mode="after")
-    def _is_a_curve(self) -> Self:
-        if len(self.knots) < 2 or len(self.knots) != len(self.times_s):
-            raise ValueError("give at least two knots, and times_s for each")
-        if any(left >= right for left, right in pairwise(self.knots)):
-            raise ValueError("knots must ascend")
-        return self
-
-
-class DraftConfig(_Section):
-    """What drafting adds to a step: once per round, and per drafted token of a sequence."""
-
-    floor_s: NonNegative
-    sequence_s: NonNegative
-
-
-class MemoryConfig(_Section):
-    """Room for KV on the GPUs of one worker together."""
-
-    num_kv_tokens: Count
-    kv_bytes_per_token: Count
-    num_gpus: Count
-
-
-class MeasurementConfig(_Section):
-    """How `headway profile` came to a perf model, and how far it is off.
-
-    Attributes:
-        command: measures it again.
-        num_fitted, num_held_out: steps that the model was fitted to, and checked on.
-        p50_spread_ratio: by how much steps of one shape differed, (longest - shortest) / median.
-        r2: of the held-out steps, as are the relative errors |predicted / measured - 1|.
-    """
-
-    date: str
-    command: str
-    model: str
-    dtype: str
-    vllm: str
-    torch: str
-    num_cores: Count
-    num_fitted: Count
-    num_held_out: Count
-    p50_spread_ratio: NonNegative
-    r2: float
-    mean_error_ratio: NonNegative
-    p50_error_ratio: NonNegative
-    p90_error_ratio: NonNegative
-    p99_error_ratio: NonNegative
-
-
-class Profile(_Section):
-    """A perf model with where it comes from, and what a simulation needs; see profiles/."""
-
-    source: str
-    measured_on: str
-    perf_model: PerfModel
-    truth: StepTimeConfig | None = None
-    draft: DraftConfig | None = None
-    memory: MemoryConfig | None = None
-    measurement: MeasurementConfig | None = None
-
-
-RootT = TypeVar("RootT", bound=BaseModel)
-
-
-def read_toml(path: Path, root: type[RootT]) -> RootT:
-    """Read a TOML file into `root`.
-
-    Raises:
-        ConfigError: one line for each thing wrong, with the key's path.
-    """
-    try:
-        return root.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    except ValidationError as error:
-        lines = [
-            f"{path}: {'.'.join(str(part) for part in e['loc']) or '(file)'}: {e['msg']}"
-            for e in error.errors()
-        ]
-        raise ConfigError("\n".join(lines)) from error
-
-
 def load_config(path: Path) -> Config:
     """Read a deployment.
 
@@ -309,21 +196,3 @@ def load_config(path: Path) -> Config:
         ConfigError: one line for each thing wrong, with the key's path.
     """
     return read_toml(path, Config)
-
-
-def load_profile(path: Path) -> PerfModel:
-    """Read the perf model of `profiles/*.toml`.
-
-    Raises:
-        ConfigError: as `load_config`.
-    """
-    return load_full_profile(path).perf_model
-
-
-def load_full_profile(path: Path) -> Profile:
-    """Read all of `profiles/*.toml`.
-
-    Raises:
-        ConfigError: as `load_config`.
-    """
-    return read_toml(path, Profile)

@@ -15,7 +15,7 @@ from headway.adapters.control_link import ControlLink
 from headway.adapters.null_telemetry import NullTelemetry
 from headway.config import Config
 from headway.core.cluster import WorkerLoad, WorkerRole, WorkerSpec
-from headway.ports import EngineLoad
+from headway.ports.engine import EngineLoad
 from headway.rpc.server import open_channel
 from headway.v1 import inference_service_pb2 as pb
 from headway.v1.inference_service_pb2_grpc import InferenceServiceStub

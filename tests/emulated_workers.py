@@ -17,7 +17,8 @@ from headway.adapters.null_telemetry import NullTelemetry
 from headway.adapters.worker.slots import Slots
 from headway.config import Config, EmulatedConfig
 from headway.core.cluster import WorkerRole
-from headway.ports import Engine, EngineLoad, Telemetry
+from headway.ports.engine import Engine, EngineLoad
+from headway.ports.telemetry import Telemetry
 from headway.rpc.server import Server, open_channel
 from headway.v1.decode_service_pb2 import DecodeRequest, DecodeResponse
 from headway.v1.decode_service_pb2_grpc import (

@@ -17,16 +17,13 @@ from headway.config import EmulatedConfig
 from headway.core.batch_state import ARRIVING, DECODE, PREFILL, Record
 from headway.core.cluster import WorkerRole, WorkerSpec
 from headway.core.controller import Controller
+from headway.core.effects import SendAdmission, SendFinished, StartDecode, StartPrefill
 from headway.core.events import (
     DecodeCompleted,
     DecodeReserved,
     Event,
     PrefillComputed,
     RequestArrived,
-    SendAdmission,
-    SendFinished,
-    StartDecode,
-    StartPrefill,
     TokensProduced,
     WorkerJoined,
 )

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from headway.config import load_full_profile
 from headway.core.batch_state import GONE, LEAVING, Floats, Records
+from headway.profiles import load_full_profile
 from headway.sim.cluster import ClusterSpec, Hardware
 from headway.sim.options import RunOptions
 from headway.sim.result import RunResult

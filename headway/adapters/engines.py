@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headway.config import Config, EmulatedConfig, VllmConfig
 from headway.core.cluster import WorkerRole
-from headway.ports import Engine
+from headway.ports.engine import Engine
 
 
 async def open_engine(config: Config, role: WorkerRole, replica: int, host: str) -> Engine:

@@ -15,7 +15,8 @@ from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from headway.core import events
-from headway.core.events import Effect, Event
+from headway.core.effects import Effect
+from headway.core.events import Event
 from headway.core.request import RequestSpec
 
 _EVENTS: Mapping[str, type] = {kind.__name__: kind for kind in get_args(events.Event)}

@@ -20,7 +20,8 @@ from pydantic import ValidationError
 
 from headway.adapters.event_codec import effects_to_json, event_from_json, event_to_json
 from headway.config import ControllerConfig
-from headway.core.events import Effect, Event
+from headway.core.effects import Effect
+from headway.core.events import Event
 from headway.errors import ConfigError
 
 _log = logging.getLogger(__name__)

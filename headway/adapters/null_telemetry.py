@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from headway.ports import (
-    AttributeValue,
-    EngineLoad,
-    KvTransferRecord,
-    RequestOutcome,
-    SpanKind,
-)
+from headway.ports.engine import EngineLoad, KvTransferRecord
+from headway.ports.telemetry import AttributeValue, RequestOutcome, SpanKind
 
 
 @dataclass(frozen=True, slots=True)

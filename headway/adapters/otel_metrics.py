@@ -15,7 +15,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from headway.config import TierConfig
 from headway.errors import Unavailable
-from headway.ports import Clock, EngineLoad
+from headway.ports.clock import Clock
+from headway.ports.engine import EngineLoad
 
 REQUEST_DURATION = "gen_ai.server.request.duration"
 TTFT = "gen_ai.server.time_to_first_token"

@@ -24,15 +24,9 @@ from headway.adapters.null_telemetry import NullSpan
 from headway.adapters.otel_metrics import Instruments, PrometheusEndpoint
 from headway.adapters.otel_tracing import OsRandomIds, OtelSpan, SpanQueue, context_of
 from headway.config import TierConfig
-from headway.ports import (
-    AttributeValue,
-    Clock,
-    EngineLoad,
-    KvTransferRecord,
-    RequestOutcome,
-    Span,
-    SpanKind,
-)
+from headway.ports.clock import Clock
+from headway.ports.engine import EngineLoad, KvTransferRecord
+from headway.ports.telemetry import AttributeValue, RequestOutcome, Span, SpanKind
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from headway.ports import AttributeValue
+from headway.ports.telemetry import AttributeValue
 
 # About 4 MB of ended spans at most; a request of the whole path makes a dozen.
 MAX_SPANS_QUEUED = 2048

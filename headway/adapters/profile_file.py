@@ -1,4 +1,4 @@
-"""Writes what was measured and fitted as a profile: a TOML file that `config.Profile` reads."""
+"""Writes what was measured and fitted as a profile: a TOML file that `profiles.Profile` reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from headway.config import Profile
+from headway.profiles import Profile
 
 # More digits than the fit is good for, fewer than would hide that.
 _SIGNIFICANT_DIGITS = 4

@@ -13,7 +13,7 @@ from headway.adapters.system_clock import SystemClock
 from headway.config import Config, TelemetryConfig
 from headway.core.cluster import WorkerRole
 from headway.errors import ConfigError
-from headway.ports import Telemetry
+from headway.ports.telemetry import Telemetry
 
 CONTROLLER = "headway-controller"
 CLIENT = "headway-client"

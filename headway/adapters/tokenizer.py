@@ -9,7 +9,7 @@ from pathlib import Path
 
 from headway.config import ModelConfig
 from headway.errors import ConfigError, FieldViolation, InvalidRequest
-from headway.ports import Tokenizer
+from headway.ports.tokenizer import Tokenizer
 
 BYTES_VOCAB_SIZE = 512
 

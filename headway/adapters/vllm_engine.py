@@ -13,14 +13,14 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from headway.adapters.kv_grpc.tickets import TicketMint
-from headway.adapters.vllm_scheduler.demand import DEMAND_KEY, Demand
+from headway.adapters.vllm_jobs import decode_params, prefill_params, prefill_result
 from headway.adapters.vllm_scheduler.plan_socket import PlanSender
 from headway.adapters.vllm_start import measure_speed, start_engine, step_time_ratios
-from headway.config import Config, VllmConfig, load_profile
+from headway.config import Config, VllmConfig
 from headway.core.cluster import ResourceCounters, WorkerRole
-from headway.core.request import FinishReason, Sampling
+from headway.core.request import FinishReason
 from headway.errors import EngineFailed, KvTransferFailed
-from headway.ports import (
+from headway.ports.engine import (
     DecodeItem,
     DecodeJob,
     EngineFinished,
@@ -34,6 +34,7 @@ from headway.ports import (
     PrefillJob,
     PrefillResult,
 )
+from headway.profiles import load_profile
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -121,28 +122,12 @@ class VllmEngine:
 
     async def prefill(self, job: PrefillJob) -> PrefillResult:
         """See `ports.Engine`."""
-        # The engine's process reads the same monotonic clock.
-        now_s = time.monotonic()
-        params = _greedy_first_token(
-            {
-                "headway": "send",
-                "transfer_id": job.target.transfer_id,
-                "address": job.target.address,
-                "ticket": job.target.ticket,
-                "traceparent": job.traceparent,
-            },
-            Demand(
-                job.request_id,
-                now_s,
-                due_at_s=None if job.due_s is None else now_s + job.due_s,
-                step_cap_s=job.step_cap_s,
-            ),
-        )
+        params = prefill_params(job, time.monotonic())
         async with self._outputs(job, params) as outputs:
             output = await anext(outputs)
         if output.outputs[0].finish_reason not in _FINISH_REASONS:
             raise EngineFailed(f"vLLM ended the prompt: {output.outputs[0].finish_reason}")
-        return _prefill_result(output)
+        return prefill_result(output)
 
     def mint_target(self, request_id: str) -> KvTarget:
         """See `ports.Engine`."""
@@ -158,16 +143,7 @@ class VllmEngine:
                     yield item
             return
         transfer_id = job.target.transfer_id
-        now_s = time.monotonic()
-        params = _output_params(
-            job.sampling,
-            {
-                "headway": "receive",
-                "transfer_id": transfer_id,
-                "expires_at_s": now_s + job.kv_timeout_s,
-            },
-            _demand(job, now_s),
-        )
+        params = decode_params(job, time.monotonic())
         finish_reason: str | None = None
         watch = asyncio.create_task(self._abort_if_without_blocks(job, transfer_id))
         try:
@@ -195,14 +171,14 @@ class VllmEngine:
 
     async def _decode_here(self, job: DecodeJob) -> AsyncGenerator[DecodeItem]:
         """Compute the prompt too: without transfer parameters vLLM does so by itself."""
-        params = _output_params(job.sampling, None, _demand(job, time.monotonic()))
+        params = decode_params(job, time.monotonic())
         finish_reason: str | None = None
         is_first = True
         async with self._outputs(job, params) as outputs:
             async for output in outputs:
                 if is_first:
                     is_first = False
-                    yield _prefill_result(output)
+                    yield prefill_result(output)
                 completion = output.outputs[0]
                 finish_reason = completion.finish_reason
                 if completion.token_ids or completion.text:
@@ -305,58 +281,3 @@ class VllmEngine:
             raise EngineFailed("vLLM's engine process has ended") from error
         finally:
             call.cancel()
-
-
-def _prefill_result(output: RequestOutput) -> PrefillResult:
-    stats: Any = output.metrics
-    return PrefillResult(
-        queued_s=stats.scheduled_ts - stats.queued_ts,
-        computed_s=stats.first_token_ts - stats.scheduled_ts,
-        num_cached_tokens=output.num_cached_tokens or 0,
-    )
-
-
-def _demand(job: DecodeJob, now_s: float) -> Demand:
-    return Demand(
-        job.request_id,
-        now_s,
-        due_at_s=None if job.prefill_due_s is None else now_s + job.prefill_due_s,
-        promise=job.promise,
-        tier=job.tier,
-        step_cap_s=job.step_cap_s,
-    )
-
-
-def _greedy_first_token(kv_transfer_params: dict[str, Any], demand: Demand) -> SamplingParams:
-    from vllm import SamplingParams  # noqa: PLC0415
-    from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
-
-    return SamplingParams(
-        max_tokens=1,
-        temperature=0,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        extra_args={"kv_transfer_params": kv_transfer_params, DEMAND_KEY: demand.to_wire()},
-    )
-
-
-def _output_params(
-    sampling: Sampling, kv_transfer_params: dict[str, Any] | None, demand: Demand
-) -> SamplingParams:
-    from vllm import SamplingParams  # noqa: PLC0415
-    from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
-
-    extra_args: dict[str, Any] = {DEMAND_KEY: demand.to_wire()}
-    if kv_transfer_params is not None:
-        extra_args["kv_transfer_params"] = kv_transfer_params
-    return SamplingParams(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=sampling.seed,
-        stop=list(sampling.stop),
-        ignore_eos=sampling.ignore_eos,
-        output_kind=RequestOutputKind.DELTA,
-        extra_args=extra_args,
-    )

@@ -11,7 +11,7 @@ from headway.cli.workload import PlannedRequest, prompt_token_ids
 from headway.client import Admission, AsyncClient, Finished, RequestMeter
 from headway.client.contract import StreamContract
 from headway.errors import HeadwayError
-from headway.ports import Clock
+from headway.ports.clock import Clock
 
 # What one request of a load does: its number, the request, its prompt.
 Send = Callable[[int, PlannedRequest, list[int]], Coroutine[None, None, None]]

@@ -16,19 +16,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from headway.adapters.profile_file import write_profile
 from headway.adapters.vllm_profile.engine import NUM_STEPS, EngineFacts, SteppedEngine
 from headway.adapters.vllm_profile.measure import NUM_REPEATS, Repeats, measure, spread
-from headway.config import (
-    Config,
-    DraftConfig,
-    MeasurementConfig,
-    Profile,
-    VllmConfig,
-    load_config,
-    load_full_profile,
-)
+from headway.config import Config, VllmConfig, load_config
 from headway.core.batch_state import Floats
 from headway.core.perf_fit import FittedModel, StepSample, fit, median_sample, predicted_s
 from headway.core.step_design import StepPoint, design
 from headway.errors import ConfigError
+from headway.profiles import DraftConfig, MeasurementConfig, Profile, load_full_profile
 
 # Of the points that the model is fitted to.
 _HELD_OUT_RATIO = 0.5

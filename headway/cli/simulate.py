@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from headway.config import read_toml
 from headway.errors import ConfigError
 from headway.sim.run import Run, run
 from headway.sim.scenarios import SCENARIOS
 from headway.sim.scoring import Tally
 from headway.sim.settings import Settings
 from headway.sim.setup import policy_names
+from headway.toml_file import read_toml
 
 # Files of a run beside requests.jsonl and steps.jsonl.
 RESULT, REPORT = "result.json", "report.html"

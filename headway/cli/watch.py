@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headway.core.slo import DemandLine, Promise
-from headway.ports import Clock
+from headway.ports.clock import Clock
 
 # No token's: bounds whose stages end with a certain token cannot be watched from counts.
 _NO_TOKEN = -1

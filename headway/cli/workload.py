@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from headway.client.events import WhenNotPromised
-from headway.config import read_toml
 from headway.errors import ConfigError
 from headway.sim import arrivals
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+from headway.toml_file import Count, Positive, Section, read_toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +32,7 @@ class PlannedRequest:
     num_output_tokens: int
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FixedLength(_Section):
+class FixedLength(Section):
     law: Literal["fixed"]
     num_tokens: Count
 
@@ -47,7 +40,7 @@ class FixedLength(_Section):
         return self.num_tokens
 
 
-class UniformLength(_Section):
+class UniformLength(Section):
     """All lengths from `min` to `max` alike."""
 
     law: Literal["uniform"]
@@ -64,7 +57,7 @@ class UniformLength(_Section):
         return int(generator.integers(self.min, self.max, endpoint=True))
 
 
-class LognormalLength(_Section):
+class LognormalLength(Section):
     """Log-normal, cut to [`min`, `max`]: the usual shape of prompt and output lengths.
 
     Attributes:
@@ -85,7 +78,7 @@ class LognormalLength(_Section):
 Length = Annotated[FixedLength | UniformLength | LognormalLength, Field(discriminator="law")]
 
 
-class Arrival(_Section):
+class Arrival(Section):
     """Gaps between requests; `cv` is their coefficient of variation: above 1 is bursty."""
 
     law: Literal["poisson", "gamma"] = "poisson"
@@ -103,7 +96,7 @@ class Arrival(_Section):
             yield float(generator.gamma(shape, 1.0 / (rate_per_s * shape)))
 
 
-class Kind(_Section):
+class Kind(Section):
     """One kind of request in the mix; `weight` is its share relative to the other kinds."""
 
     tier: str
@@ -113,7 +106,7 @@ class Kind(_Section):
     when_not_promised: WhenNotPromised = "best_effort"
 
 
-class Workload(_Section):
+class Workload(Section):
     """A mix of requests; the rate is the caller's."""
 
     arrival: Arrival = Arrival()

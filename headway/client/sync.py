@@ -19,7 +19,7 @@ from headway.client.convert import (
 from headway.client.events import Capacity, Event, Finished, Tier
 from headway.client.tracing import outcome, start_request_span, trace_metadata
 from headway.errors import RequestCancelled, Unavailable
-from headway.ports import Telemetry
+from headway.ports.telemetry import Telemetry
 from headway.rpc.errors import error_from_rpc
 from headway.rpc.server import CHANNEL_OPTIONS
 from headway.v1 import inference_service_pb2 as pb

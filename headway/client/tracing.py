@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headway.client.events import Finished
 from headway.core.request import RequestState
-from headway.ports import Span, Telemetry
+from headway.ports.telemetry import Span, Telemetry
 
 _SPAN_NAME = "headway.v1.InferenceService/Generate"
 

@@ -11,45 +11,32 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from headway.core.cluster import ClusterSnapshot, WorkerLoad, WorkerRole, WorkerSnapshot, WorkerSpec
+from headway.core.cluster import WorkerLoad, WorkerRole, WorkerSnapshot, WorkerSpec
 from headway.core.cluster_book import ClusterBook
-from headway.core.deadlines import Deadlines
+from headway.core.effects import AbortOnWorkers, Effect, RelayTokens, StartPrefill
 from headway.core.events import (
-    AbortOnWorkers,
     AttemptFailed,
     CancelCause,
     CancelRequested,
     DecodeCompleted,
     DecodeReserved,
-    Effect,
     Event,
     FailureReason,
     PrefillComputed,
-    RelayTokens,
     RequestArrived,
     RoleAsked,
     RoleTaken,
-    SendAdmission,
-    SendRefusal,
-    StartDecode,
-    StartPrefill,
     TimePassed,
     TokensProduced,
-    WakeAt,
     WorkerJoined,
     WorkerLost,
     WorkerReported,
 )
-from headway.core.planner.interface import (
-    AdmissionPolicy,
-    Constraint,
-    Guarantee,
-    Placement,
-    Refuse,
-    ServeBestEffort,
-)
+from headway.core.intake import Intake
+from headway.core.planner.interface import AdmissionPolicy
 from headway.core.progress import Progress
-from headway.core.request import RequestSpec, RequestState
+from headway.core.request import RequestState
+from headway.core.request_book import RequestBook
 from headway.core.roles import Roles
 
 
@@ -62,13 +49,10 @@ class Controller:
     def __init__(self, policy: AdmissionPolicy, *, max_requests: int) -> None:
         """Args: max_requests: beyond so many admitted and not ended, requests are refused."""
         self._policy = policy
-        self._max_requests = max_requests
         self._cluster = ClusterBook()
-        self._requests: dict[str, Progress] = {}
-        self._best_effort_queue: dict[str, Progress] = {}
-        self._deadlines = Deadlines()
+        self._requests = RequestBook()
+        self._intake = Intake(policy, self._cluster, self._requests, max_requests)
         self._roles = Roles()
-        self._num_plans = 0
         self._room_changed = False
 
     def handle(self, event: Event, now_s: float) -> list[Effect]:
@@ -87,22 +71,22 @@ class Controller:
 
     @property
     def num_best_effort_queued(self) -> int:
-        return len(self._best_effort_queue)
+        return self._requests.num_queued
 
     @property
     def num_requests_running(self) -> int:
         """Admitted and not ended, those in the best-effort queue left out."""
-        return len(self._requests) - len(self._best_effort_queue)
+        return len(self._requests) - self._requests.num_queued
 
     def has_request(self, request_id: str) -> bool:
-        return request_id in self._requests
+        return self._requests.get(request_id) is not None
 
     def _effects(self, event: Event, now_s: float) -> list[Effect]:  # noqa: C901, PLR0911, PLR0912 - one line per event
         match event:
             case TokensProduced():
                 return self._tokens_produced(event, now_s)
             case RequestArrived(request, arrived_at_s):
-                return self._arrived(request, arrived_at_s, now_s)
+                return self._intake.arrived(request, arrived_at_s, now_s)
             case DecodeReserved():
                 return self._reserved(event, now_s)
             case PrefillComputed():
@@ -165,77 +149,16 @@ class Controller:
             effects += self._fail(progress, FailureReason.WORKER_LOST, message, now_s)
         return effects
 
-    def _arrived(self, request: RequestSpec, arrived_at_s: float, now_s: float) -> list[Effect]:
-        self._num_plans += 1
-        plan_id = f"plan-{self._num_plans}"
-        if len(self._requests) >= self._max_requests:
-            message = f"{len(self._requests)} requests are served already"
-            refusal = Refuse(Constraint.QUEUE_FULL, message, 1.0)
-            return [SendRefusal(request.request_id, plan_id, refusal)]
-        cluster = self._snapshot(now_s)
-        elapsed_s = now_s - arrived_at_s
-        match self._policy.decide(request, cluster, elapsed_s):
-            case Refuse() as refusal:
-                return [SendRefusal(request.request_id, plan_id, refusal)]
-            case Guarantee(placement, promise):
-                admission = SendAdmission(request, plan_id, promise, placement, None)
-                progress = Progress(request, arrived_at_s, promise, self._num_plans)
-                return [admission, *self._admit(progress, placement, now_s)]
-            case ServeBestEffort(constraint):
-                placed = (
-                    None  # nobody overtakes those that wait already
-                    if self._best_effort_queue
-                    else self._policy.place_best_effort(request, cluster, elapsed_s)
-                )
-                admission = SendAdmission(request, plan_id, None, placed, constraint)
-                progress = Progress(request, arrived_at_s, None, self._num_plans)
-                return [admission, *self._admit(progress, placed, now_s)]
-
-    def _admit(self, progress: Progress, placement: Placement | None, now_s: float) -> list[Effect]:
-        request_id = progress.spec.request_id
-        self._requests[request_id] = progress
-        self._deadlines.add(progress.deadline_at_s, request_id)
-        if placement is None:
-            self._best_effort_queue[request_id] = progress
-            return self._wake()
-        return [*self._wake(), self._place(progress, placement, now_s)]
-
-    def _place(self, progress: Progress, placement: Placement, now_s: float) -> Effect:
-        progress.place(placement, now_s)
-        self._cluster.place(progress)
-        return StartDecode(
-            request=progress.spec,
-            worker_id=placement.decode_worker_id,
-            promise=progress.promise_from(now_s),
-            step_cap_s=placement.step_cap_s,
-            remaining_s=progress.deadline_at_s - now_s,
-            local_prefill=placement.is_local,
-            prefill_due_s=progress.prefill_due_s(now_s) if placement.is_local else None,
-        )
-
     def _place_queued(self, now_s: float) -> list[Effect]:
-        """Start best-effort requests, in the order they came, while the first one fits.
-
-        One that no worker which is left could ever hold is failed: it would block all others.
-        """
+        """Start best-effort requests that fit now, and fail one that would block the others."""
         effects: list[Effect] = []
-        while self._best_effort_queue:
-            request_id, progress = next(iter(self._best_effort_queue.items()))
-            cluster = self._snapshot(now_s)
-            elapsed_s = now_s - progress.arrived_at_s
-            placement = self._policy.place_best_effort(progress.spec, cluster, elapsed_s)
-            if placement is None and self._policy.is_too_large(progress.spec, cluster):
-                message = "the only workers with enough KV memory for it are gone"
-                effects += self._fail(progress, FailureReason.WORKER_LOST, message, now_s)
-                continue
-            if placement is None:
-                break
-            del self._best_effort_queue[request_id]
-            effects.append(self._place(progress, placement, now_s))
-        return effects
-
-    def _snapshot(self, now_s: float) -> ClusterSnapshot:
-        return self._cluster.snapshot(now_s, len(self._best_effort_queue))
+        while True:
+            effects += self._intake.place_queued(now_s)
+            too_large = self._intake.first_if_too_large(now_s)
+            if too_large is None:
+                return effects
+            message = "the only workers with enough KV memory for it are gone"
+            effects += self._fail(too_large, FailureReason.WORKER_LOST, message, now_s)
 
     def _reserved(self, event: DecodeReserved, now_s: float) -> list[Effect]:
         progress = self._requests.get(event.request_id)
@@ -334,14 +257,9 @@ class Controller:
 
     def _time_passed(self, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
-        for request_id in self._deadlines.pop_due(now_s):
-            if (progress := self._requests.get(request_id)) is not None:
-                effects += self._expire(progress, now_s)
-        return [*effects, *self._wake()]
-
-    def _wake(self) -> list[Effect]:
-        at_s = self._deadlines.next_wake_at_s()
-        return [] if at_s is None else [WakeAt(at_s)]
+        for progress in self._requests.pop_due(now_s):
+            effects += self._expire(progress, now_s)
+        return [*effects, *self._requests.wake()]
 
     def _expire(self, progress: Progress, now_s: float) -> list[Effect]:
         message = f"not done within its deadline of {progress.spec.deadline_s:g} s"
@@ -361,11 +279,9 @@ class Controller:
         now_s: float,
     ) -> list[Effect]:
         request_id = progress.spec.request_id
-        del self._requests[request_id]
-        self._best_effort_queue.pop(request_id, None)
+        self._requests.remove(request_id)
         self._observe(progress, now_s)
         self._cluster.drop(progress, now_s)
-        self._deadlines.sweep(self._requests, len(self._requests))
         self._room_changed = True
         finished = progress.finished(state, failure, message, now_s)
         if progress.prefill_runs or progress.decode_runs:

@@ -5,14 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from headway.core.events import (
-    DecodeCompleted,
-    FailureReason,
-    PrefillComputed,
-    SendFinished,
-    Timings,
-    Usage,
-)
+from headway.core.effects import SendFinished, Timings, Usage
+from headway.core.events import DecodeCompleted, FailureReason, PrefillComputed
 from headway.core.planner.interface import Placement
 from headway.core.request import TRANSITIONS, RequestSpec, RequestState
 from headway.core.slo import DemandLine, Promise

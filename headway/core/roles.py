@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from headway.core.cluster_book import ClusterBook
-from headway.core.events import SetRole
+from headway.core.effects import SetRole
 
 
 @dataclass(slots=True)

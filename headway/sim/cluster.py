@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from headway.config import StepTimeConfig
 from headway.core.batch_state import WORKER, Floats, Records
 from headway.core.perf_model import PerfModel
+from headway.profiles import StepTimeConfig
 from headway.sim.truth import exact_truth, measured_truth
 
 

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from headway.config import Count, NonNegative, Positive, load_full_profile
 from headway.core.planner.arrival import ArrivalPolicy
 from headway.core.slo import Slo, StageSlo
 from headway.errors import ConfigError
+from headway.profiles import load_full_profile
 from headway.sim.arrivals import Trace, read_trace
 from headway.sim.cluster import ClusterSpec
 from headway.sim.options import RunOptions
@@ -23,6 +23,7 @@ from headway.sim.scenarios import build
 from headway.sim.setup import HOST_S, NamedPolicy, hardware, policy_by_name
 from headway.sim.simulation import Simulation
 from headway.sim.workload import Tier, Workload
+from headway.toml_file import Count, NonNegative, Positive, Section
 
 # With unknown lengths, mean outputs are taken from about so many requests of another seed.
 _NUM_HISTORY = 4000
@@ -32,11 +33,7 @@ _HISTORY_SEED = 1 << 32
 Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ClusterSettings(_Section):
+class ClusterSettings(Section):
     """The simulated machines; see `ClusterSpec`.
 
     Attributes:
@@ -64,7 +61,7 @@ class ClusterSettings(_Section):
     model_error_ratio: Positive = 1.0
     max_draft_tokens: Annotated[int, Field(ge=0)] = 0
     acceptance: Ratio = 0.7
-    true_acceptance: dict[str, tuple[Ratio, Ratio]] = {}
+    true_acceptance: dict[str, tuple[Ratio, Ratio]] = Field(default_factory=dict)
     link_bytes_per_s: Positive = 25e9
     link_latency_s: NonNegative = 0.0005
     first_token_overhead_s: NonNegative = 0.001
@@ -101,7 +98,7 @@ class ClusterSettings(_Section):
         return spec.with_roles(num_colocated, num_prefill, num_decode)
 
 
-class TierSettings(_Section):
+class TierSettings(Section):
     """Bounds in place of a scenario's own; `thinking_tpot_s` where a tier thinks first."""
 
     ttft_s: Positive | None = None
@@ -132,7 +129,7 @@ class TierSettings(_Section):
         return Tier(before.name, Slo(stages, self.ttft_s, self.ttft_slowdown))
 
 
-class Settings(_Section):
+class Settings(Section):
     """A run, or several that differ in the rate alone.
 
     Attributes:
@@ -159,7 +156,7 @@ class Settings(_Section):
     max_total_tokens: Count | None = None
     tpot_scale: Positive = 1.0
     cluster: ClusterSettings = ClusterSettings()
-    tiers: dict[str, TierSettings] = {}
+    tiers: dict[str, TierSettings] = Field(default_factory=dict)
 
     def with_rate(self, rate: float) -> Settings:
         """At this rate alone."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from headway.config import Profile
 from headway.core.batch_state import ARRIVING, Ints
 from headway.core.planner.arrival import ArrivalPolicy, ClusterView
 from headway.core.planner.baselines import BASELINES, BaselineSpec
@@ -16,6 +15,7 @@ from headway.core.planner.changing_roles import ChangingRoles
 from headway.core.planner.fluid_policy import FluidPolicy
 from headway.core.planner.probe import FITS, load_of, probe
 from headway.core.planner.promising import PromisePolicy
+from headway.profiles import Profile
 from headway.sim.cluster import ClusterSpec, DraftModel, Hardware
 from headway.sim.options import RunOptions
 from headway.sim.simulation import Simulation

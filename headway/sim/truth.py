@@ -15,10 +15,10 @@ import math
 
 import numpy as np
 
-from headway.config import StepTimeConfig
 from headway.core.batch_state import Floats, Records
 from headway.core.kernel import kernel
 from headway.core.planner.step_time import step_s
+from headway.profiles import StepTimeConfig
 
 TRUTH = np.dtype(
     [

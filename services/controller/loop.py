@@ -11,31 +11,35 @@ from typing import assert_never
 from headway.adapters.event_log import EventLog
 from headway.core.cluster import WorkerLoad, WorkerRole, WorkerSnapshot, WorkerSpec
 from headway.core.controller import Controller
-from headway.core.events import (
+from headway.core.effects import (
     AbortOnWorkers,
-    CancelCause,
-    CancelRequested,
     Effect,
-    Event,
     RelayTokens,
-    RequestArrived,
-    RoleAsked,
-    RoleTaken,
     SendAdmission,
     SendFinished,
     SendRefusal,
     SetRole,
     StartDecode,
     StartPrefill,
-    TimePassed,
     WakeAt,
+)
+from headway.core.events import (
+    CancelCause,
+    CancelRequested,
+    Event,
+    RequestArrived,
+    RoleAsked,
+    RoleTaken,
+    TimePassed,
     WorkerJoined,
     WorkerLost,
     WorkerReported,
 )
 from headway.core.request import RequestSpec
 from headway.errors import NotFound
-from headway.ports import Clock, EngineLoad, Telemetry
+from headway.ports.clock import Clock
+from headway.ports.engine import EngineLoad
+from headway.ports.telemetry import Telemetry
 from services.controller.messages import (
     admission_to_pb,
     final_error,

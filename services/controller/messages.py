@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from headway.core.events import FailureReason, KvUsage, SendAdmission, SendFinished, Timings
+from headway.core.effects import SendAdmission, SendFinished, Timings
+from headway.core.events import FailureReason, KvUsage
 from headway.core.planner.interface import Constraint, Refuse
 from headway.core.request import RequestState
 from headway.errors import (

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from headway.core.events import SendAdmission, SendFinished, SendRefusal
+from headway.core.effects import SendAdmission, SendFinished, SendRefusal
 from headway.core.planner.interface import Placement
 from headway.core.request import RequestSpec, RequestState
 from headway.core.slo import Promise
-from headway.ports import AttributeValue, RequestOutcome, Span, Telemetry
+from headway.ports.telemetry import AttributeValue, RequestOutcome, Span, Telemetry
 
 
 class RequestTrace:

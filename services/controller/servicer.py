@@ -12,7 +12,8 @@ from headway.core.planner.interface import Constraint
 from headway.core.planner.prediction import prefill_queue
 from headway.core.request import RequestSpec
 from headway.errors import HeadwayError, Refused, RequestCancelled, Unavailable
-from headway.ports import Clock, Span, Telemetry
+from headway.ports.clock import Clock
+from headway.ports.telemetry import Span, Telemetry
 from headway.rpc.convert import duration_to_pb, load_to_pb, role_to_pb, slo_to_pb
 from headway.rpc.errors import abort_with, domain_errors
 from headway.v1 import inference_service_pb2 as pb

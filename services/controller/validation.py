@@ -12,7 +12,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from headway.core.request import RequestSpec, Sampling
 from headway.core.slo import Slo
 from headway.errors import FieldViolation, InvalidRequest
-from headway.ports import Tokenizer
+from headway.ports.tokenizer import Tokenizer
 from headway.rpc.convert import duration_from_pb, sampling_from_pb, slo_from_pb
 from headway.v1 import generation_pb2
 from headway.v1 import inference_service_pb2 as pb

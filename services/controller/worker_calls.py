@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from headway.core.cluster import WorkerRole, WorkerSpec
+from headway.core.effects import SetRole, StartDecode, StartPrefill
 from headway.core.events import (
     AttemptFailed,
     DecodeCompleted,
@@ -18,13 +19,10 @@ from headway.core.events import (
     FailureReason,
     KvUsage,
     PrefillComputed,
-    SetRole,
-    StartDecode,
-    StartPrefill,
     TokensProduced,
 )
 from headway.errors import HeadwayError, KvTransferFailed, Refused, Unavailable
-from headway.ports import Span, Telemetry
+from headway.ports.telemetry import Span, Telemetry
 from headway.rpc.convert import (
     demand_to_pb,
     duration_from_pb,

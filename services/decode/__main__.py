@@ -9,7 +9,8 @@ import grpc
 from headway.adapters.worker.host import main
 from headway.adapters.worker.slots import Slots
 from headway.core.cluster import WorkerRole
-from headway.ports import Engine, Telemetry
+from headway.ports.engine import Engine
+from headway.ports.telemetry import Telemetry
 from headway.v1.decode_service_pb2_grpc import add_DecodeServiceServicer_to_server
 from services.decode.servicer import SERVICE_NAME, DecodeServicer
 

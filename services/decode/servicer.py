@@ -13,14 +13,8 @@ from headway.adapters.worker.checks import check_request, check_step_cap
 from headway.adapters.worker.prefill_spans import trace_prefill
 from headway.adapters.worker.slots import Slots
 from headway.errors import FieldViolation, InvalidRequest
-from headway.ports import (
-    DecodeJob,
-    Engine,
-    EngineFinished,
-    EngineTokens,
-    PrefillResult,
-    Telemetry,
-)
+from headway.ports.engine import DecodeJob, Engine, EngineFinished, EngineTokens, PrefillResult
+from headway.ports.telemetry import Telemetry
 from headway.rpc.convert import (
     demand_from_pb,
     duration_from_pb,

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import time
 
-from headway.ports import (
-    AttributeValue,
-    DecodeJob,
-    EngineFinished,
-    EngineInfo,
-    KvTransferRecord,
-    Telemetry,
-)
+from headway.ports.engine import DecodeJob, EngineFinished, EngineInfo, KvTransferRecord
+from headway.ports.telemetry import AttributeValue, Telemetry
 
 # Of the newest transfer, in the mean of all before it.
 _NEWEST_WEIGHT = 0.2

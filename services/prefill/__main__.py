@@ -9,7 +9,8 @@ import grpc
 from headway.adapters.worker.host import main
 from headway.adapters.worker.slots import Slots
 from headway.core.cluster import WorkerRole
-from headway.ports import Engine, Telemetry
+from headway.ports.engine import Engine
+from headway.ports.telemetry import Telemetry
 from headway.v1.prefill_service_pb2_grpc import add_PrefillServiceServicer_to_server
 from services.prefill.servicer import SERVICE_NAME, PrefillServicer
 

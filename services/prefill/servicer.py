@@ -11,7 +11,8 @@ from headway.adapters.worker.checks import check_request, check_step_cap
 from headway.adapters.worker.prefill_spans import trace_prefill
 from headway.adapters.worker.slots import Slots
 from headway.errors import FieldViolation, InvalidRequest
-from headway.ports import Engine, PrefillJob, Telemetry
+from headway.ports.engine import Engine, PrefillJob
+from headway.ports.telemetry import Telemetry
 from headway.rpc.convert import duration_to_pb, optional_duration_from_pb, target_from_pb
 from headway.v1 import prefill_service_pb2 as pb
 from headway.v1 import prefill_service_pb2_grpc as pb_grpc

@@ -31,7 +31,7 @@ from headway.errors import (
     Refused,
     Unavailable,
 )
-from headway.ports import AttributeValue, SpanKind
+from headway.ports.telemetry import AttributeValue, SpanKind
 from headway.rpc.convert import duration_from_pb
 from headway.rpc.server import MAX_MESSAGE_BYTES
 from headway.v1 import inference_service_pb2 as pb

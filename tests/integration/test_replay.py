@@ -14,7 +14,7 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from headway.cli.main import app
+from headway.cli.commands import app
 from headway.errors import ConfigError
 from headway.v1 import inference_service_pb2 as pb
 from tests.controller_stack import rest, running_controller, running_stack, stack_config

@@ -16,7 +16,7 @@ from headway.adapters.null_telemetry import NullSpan, NullTelemetry
 from headway.adapters.tokenizer import BytesTokenizer
 from headway.config import ModelConfig
 from headway.errors import Refused, Unavailable
-from headway.ports import AttributeValue, SpanKind
+from headway.ports.telemetry import AttributeValue, SpanKind
 from headway.rpc.errors import error_from_rpc
 from headway.v1 import inference_service_pb2 as pb
 from headway.v1.inference_service_pb2_grpc import InferenceServiceStub

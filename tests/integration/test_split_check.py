@@ -12,7 +12,7 @@ import pytest
 
 from headway.client import AsyncClient
 from headway.errors import StackFailed
-from headway.ports import DecodeItem, DecodeJob, Engine, PrefillResult
+from headway.ports.engine import DecodeItem, DecodeJob, Engine, PrefillResult
 from services.split_check import check_split
 from tests.controller_stack import running_stack, stack_config
 

@@ -14,7 +14,8 @@ from headway.adapters.emulated import content
 from headway.adapters.null_telemetry import NullSpan, NullTelemetry
 from headway.core.request import Sampling
 from headway.errors import HeadwayError, InvalidRequest, Refused, Unavailable
-from headway.ports import AttributeValue, EngineLoad, SpanKind
+from headway.ports.engine import EngineLoad
+from headway.ports.telemetry import AttributeValue, SpanKind
 from headway.rpc.errors import error_from_rpc
 from headway.v1.decode_service_pb2 import DecodeFinished, DecodeRequest
 from headway.v1.generation_pb2 import (

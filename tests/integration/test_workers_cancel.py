@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from headway.ports import EngineLoad
+from headway.ports.engine import EngineLoad
 from headway.rpc.server import open_channel
 from headway.v1.decode_service_pb2_grpc import DecodeServiceStub
 from headway.v1.prefill_service_pb2_grpc import PrefillServiceStub

@@ -9,16 +9,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from headway.config import (
-    Config,
-    DraftConfig,
-    SpeculationConfig,
-    load_config,
-    load_full_profile,
-    load_profile,
-)
+from headway.config import Config, SpeculationConfig, load_config
 from headway.core.perf_fit import StepSample, predicted_s
 from headway.errors import ConfigError
+from headway.profiles import DraftConfig, load_full_profile, load_profile
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from headway.adapters.vllm_engine import VllmEngine
 from headway.core.request import Sampling
-from headway.ports import (
+from headway.ports.engine import (
     DecodeJob,
     EngineFinished,
     EngineLoad,

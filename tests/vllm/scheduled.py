@@ -27,7 +27,7 @@ from headway.adapters.vllm_scheduler.scheduler import HeadwayAsyncScheduler, Hea
 from headway.core.batch_state import DECODE, LEAVING, PREFILL
 from headway.core.perf_model import PerfModel
 from headway.core.slo import Promise, StageSlo
-from headway.ports import EngineStep
+from headway.ports.engine import EngineStep
 from tests.vllm.conftest import BLOCK_SIZE, KV_BYTES_PER_TOKEN
 from tests.vllm.pair import prompt_of
 
@@ -197,7 +197,7 @@ class ScheduledEngine:
             elif not getattr(request, "num_stale_output_tokens", 0):
                 assert record["phase"] == PREFILL
                 assert record["num_prompt_tokens"] == request.num_tokens
-            line = scheduler.books._demands[request_id].line()
+            line = scheduler.books.demands[request_id].line()
             if line is None:
                 assert math.isinf(record["next_due_at_s"])
             elif not getattr(request, "num_stale_output_tokens", 0):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from headway.adapters.profile_file import write_profile
-from headway.config import Profile, load_full_profile
 from headway.core.perf_model import PerfModel
+from headway.profiles import Profile, load_full_profile
 
 MAX_STEP_TOKENS = 512
 MAX_NUM_RUNNING = 4

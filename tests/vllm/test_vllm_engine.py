@@ -15,7 +15,7 @@ from headway.adapters.tokenizer import ModelTokenizer
 from headway.config import Config
 from headway.core.request import FinishReason, Sampling
 from headway.errors import EngineFailed, KvTransferFailed
-from headway.ports import KvTransferRecord
+from headway.ports.engine import KvTransferRecord
 from tests.vllm.conftest import BLOCK_SIZE, KV_BYTES_PER_TOKEN, NUM_BLOCKS
 from tests.vllm.pair import Output, Pair, at_rest, greedy, prompt_of, until
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from headway.adapters.vllm_scheduler import scheduler as scheduler_module
-from headway.adapters.vllm_scheduler.books import FormedStep
+from headway.adapters.vllm_scheduler.formed_step import FormedStep
 from headway.adapters.vllm_scheduler.plan_socket import PlanSender
-from headway.ports import DemandChange, PlanUpdate
+from headway.ports.engine import DemandChange, PlanUpdate
 from tests.vllm.pair import prompt_of
 from tests.vllm.scheduled import CAP_S, Asked, ScheduledEngine, promise, questions, start_tiny
 

@@ -24,13 +24,7 @@ from headway.core.perf_model import PerfModel, StepShape
 from headway.core.request_table import demand_fields
 from headway.core.slo import DemandLine
 from headway.errors import EngineFailed, KvTransferFailed
-from headway.ports import (
-    DecodeItem,
-    DecodeJob,
-    EngineFinished,
-    EngineTokens,
-    KvTarget,
-)
+from headway.ports.engine import DecodeItem, DecodeJob, EngineFinished, EngineTokens, KvTarget
 
 
 class DecodeWork:

@@ -11,10 +11,10 @@ from pathlib import Path
 from headway.adapters.emulated import content
 from headway.adapters.emulated.decode import DecodeWork
 from headway.adapters.emulated.prefill import PrefillWork
-from headway.config import Config, EmulatedConfig, load_profile
+from headway.config import Config, EmulatedConfig
 from headway.core.cluster import ResourceCounters, WorkerRole
 from headway.errors import ConfigError, EngineFailed
-from headway.ports import (
+from headway.ports.engine import (
     DecodeItem,
     DecodeJob,
     EngineInfo,
@@ -23,6 +23,7 @@ from headway.ports import (
     PrefillJob,
     PrefillResult,
 )
+from headway.profiles import load_profile
 
 _log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from headway.config import EmulatedConfig
 from headway.core.batch_state import PREFILL
 from headway.core.perf_model import PerfModel, StepShape
 from headway.errors import EngineFailed
-from headway.ports import PrefillJob, PrefillResult
+from headway.ports.engine import PrefillJob, PrefillResult
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from headway.adapters.emulated import content
 from headway.core.slo import DemandLine
 from headway.errors import HeadwayError
-from headway.ports import DecodeJob, KvTransferRecord, PrefillResult
+from headway.ports.engine import DecodeJob, KvTransferRecord, PrefillResult
 
 
 @dataclass(slots=True, order=True)

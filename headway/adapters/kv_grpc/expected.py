@@ -10,7 +10,7 @@ from headway.adapters.kv_grpc.incoming import IncomingTransfer
 from headway.adapters.kv_grpc.layout import PageStore, StagedPageCounters
 from headway.adapters.kv_grpc.tickets import TicketGate
 from headway.errors import RequestCancelled
-from headway.ports import KvTransferRecord
+from headway.ports.engine import KvTransferRecord
 
 # A stream that ended before its transfer was expected is remembered, so that the engine hears
 # of it at once instead of after its timeout. Old ones give way: they cost the timeout only.

@@ -11,7 +11,7 @@ from headway.adapters.kv_grpc.checksums import checksum_of_checksums
 from headway.adapters.kv_grpc.frames import PageFrame, PageRange
 from headway.adapters.kv_grpc.layout import PageLayout, PageStore
 from headway.errors import KvTransferFailed
-from headway.ports import KvTransferRecord
+from headway.ports.engine import KvTransferRecord
 from headway.v1 import kv_transfer_service_pb2 as pb
 
 

@@ -22,7 +22,7 @@ from headway.adapters.kv_grpc.frames import (
 from headway.adapters.kv_grpc.layout import PageLayout
 from headway.adapters.kv_grpc.segment import Slots
 from headway.adapters.kv_grpc.tickets import DEFAULT_TTL_S
-from headway.ports import KvTarget
+from headway.ports.engine import KvTarget
 from headway.v1 import kv_transfer_service_pb2 as pb
 
 _LOG = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
@@ -15,12 +14,11 @@ from headway.adapters.kv_grpc.incoming_stream import (
     IncomingStream,
     OwnIncoming,
     listen,
-    write,
 )
 from headway.adapters.kv_grpc.layout import PageLayout, PageStore, StagedPageCounters
 from headway.adapters.kv_grpc.loop_thread import LoopThread
-from headway.adapters.kv_grpc.segment import OfferedSegment
-from headway.adapters.kv_grpc.shared_incoming import SharedIncoming, read_hello
+from headway.adapters.kv_grpc.shared_incoming import read_hello
+from headway.adapters.kv_grpc.shared_offers import SharedOffers
 from headway.errors import (
     DeadlineExceeded,
     HeadwayError,
@@ -34,17 +32,12 @@ from headway.v1 import kv_transfer_service_pb2 as pb
 
 __all__ = ["KvReceiver", "TransferOutcome"]
 
-_LOG = logging.getLogger(__name__)
-
 # Streams that show no ticket must not stay.
 _OPEN_TIMEOUT_S = 5.0
 
 # Progress is told when so much has come or nothing more comes, whichever is first: over the
 # network an answer to every frame costs a tenth of the throughput.
 _ACK_EVERY_BYTES = 4 << 20
-
-# Senders of this host that may have memory at once; others send their pages in messages.
-_MAX_SEGMENTS = 16
 
 MessageT = TypeVar("MessageT")
 
@@ -80,14 +73,13 @@ class KvReceiver:
         """
         self._layout = layout
         self._max_waiting = max_waiting
-        self._shares_memory = shares_memory
         self._expected = ExpectedTransfers(store, secret)
         self._closed = False
         # Touched on the loop only.
         self._waiting: dict[str, asyncio.Event] = {}
         self._streams: dict[str, asyncio.Timeout] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._shared: dict[str, SharedIncoming] = {}
+        self._offers = SharedOffers(layout, self._receive, shares_memory=shares_memory)
         self._thread = LoopThread("kv-receiver")
         methods = {"Push": self._push, "PushShared": self._push_shared}
         self._server, self._address = self._thread.wait_for(
@@ -160,8 +152,7 @@ class KvReceiver:
             event.set()
 
     async def _stop_listening(self) -> None:
-        for shared in list(self._shared.values()):
-            await shared.end()
+        await self._offers.end_all()
         await self._server.stop(None)
 
     def _time_out(self, transfer_id: str, error: str) -> None:
@@ -192,28 +183,7 @@ class KvReceiver:
         async with domain_errors(context):
             hello = await self._first(read_hello(context))
             self._expected.check_ticket(hello.transfer_id, hello.ticket)
-            segment = self._offer_segment(hello.transfer_id)
-            if segment is None:
-                await write(context, pb.PushSharedResponse())
-                return
-            shared = SharedIncoming(context, segment, self._layout, self._receive)
-            self._shared[hello.transfer_id] = shared
-            try:
-                await shared.run()
-            finally:
-                del self._shared[hello.transfer_id]
-                segment.close()
-
-    def _offer_segment(self, transfer_id: str) -> OfferedSegment | None:
-        """Memory for one sender of this host, once for a ticket; None if there is none for it."""
-        has_room = transfer_id not in self._shared and len(self._shared) < _MAX_SEGMENTS
-        if not (self._shares_memory and has_room):
-            return None
-        try:
-            return OfferedSegment.for_frames(self._layout.page_bytes)
-        except OSError as error:
-            _LOG.warning("no shared memory for a sender of KV pages: %s", error)
-            return None
+            await self._offers.serve(hello.transfer_id, context)
 
     @staticmethod
     async def _first(reading: Awaitable[MessageT]) -> MessageT:

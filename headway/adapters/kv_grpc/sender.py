@@ -15,7 +15,7 @@ from headway.adapters.kv_grpc.layout import PageLayout, PageStore, StagedPageCou
 from headway.adapters.kv_grpc.loop_thread import LoopThread
 from headway.adapters.kv_grpc.outgoing import OutgoingTransfer, Route
 from headway.adapters.kv_grpc.peer import Peer
-from headway.ports import KvTarget
+from headway.ports.engine import KvTarget
 
 _LOG = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from headway.adapters.kv_grpc.free_slots import FreeSlots
 from headway.adapters.kv_grpc.outgoing import Answers, StreamEnded
 from headway.adapters.kv_grpc.own_stream import SERVICE
 from headway.adapters.kv_grpc.segment import Slots, map_offered
-from headway.ports import KvTarget
+from headway.ports.engine import KvTarget
 from headway.v1 import kv_transfer_service_pb2 as pb
 
 # A message costs more than the copy of a frame. While so many frames lie before the receiver

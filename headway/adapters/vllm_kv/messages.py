@@ -9,7 +9,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
-from headway.ports import KvTarget, KvTransferRecord
+from headway.ports.engine import KvTarget, KvTransferRecord
 
 
 @dataclass(frozen=True, slots=True)

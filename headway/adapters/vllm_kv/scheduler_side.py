@@ -23,7 +23,7 @@ from headway.adapters.vllm_kv.messages import (
     StepOutcomes,
     StepTransfers,
 )
-from headway.ports import KvTarget
+from headway.ports.engine import KvTarget
 
 # Reports of finished transfers that nobody asked for, because the caller went away.
 _MAX_UNCLAIMED = 4096

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from headway.adapters.vllm_scheduler.demand import Demand
+from headway.adapters.vllm_scheduler.demand_book import DemandBook
+from headway.adapters.vllm_scheduler.formed_step import FormedStep, formed_step
 from headway.adapters.vllm_scheduler.tiers import TierDrafts
 from headway.core.arrivals import next_arrivals
-from headway.core.batch_state import ARRIVING, DECODE, PREEMPT, PREFILL
+from headway.core.batch_state import ARRIVING, DECODE, PREFILL
 from headway.core.perf_model import PerfModel
 from headway.core.planner.live_steps import (
     count_accepted,
@@ -22,8 +24,8 @@ from headway.core.planner.live_steps import (
     tokens_within_cap,
     warm_up,
 )
-from headway.core.request_table import RequestTable, demand_fields, worker_records
-from headway.core.slo import DemandLine, Promise
+from headway.core.request_table import RequestTable, worker_records
+from headway.core.slo import Promise
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +44,6 @@ class EngineLimits:
     max_model_len: int
     num_lookahead: int = 0
     max_draft_tokens: int = 0
-
-
-@dataclass(slots=True)
-class FormedStep:
-    """What each request gets from the next step.
-
-    Attributes:
-        grants: tokens by request id; requests that get none are left out.
-        preempted: ids of requests that lose their KV blocks.
-        predicted_s: how long the step will take, by the profile corrected with `time_ratio`.
-        num_chunks: prompts that it computes a part of.
-        num_held: requests that could be in it and wait.
-        draft_length: what the former chose; not each decode has such a draft.
-    """
-
-    grants: dict[str, int]
-    preempted: list[str]
-    predicted_s: float
-    num_chunks: int
-    num_held: int
-    draft_length: int
 
 
 class EngineBooks:
@@ -84,10 +65,7 @@ class EngineBooks:
         self._rows = np.arange(0)
         self._grants = np.zeros(0, np.int64)
         self._arrivals = itertools.count()
-        self._demands: dict[str, Demand] = {}
-        self._ids_by_caller: dict[str, str] = {}
-        # Only of requests whose pace depends on which tokens come.
-        self._lines: dict[str, DemandLine] = {}
+        self.demands = DemandBook()
         self._without_blocks: set[str] = set()
         self.drafts = TierDrafts()
 
@@ -108,11 +86,7 @@ class EngineBooks:
         self, request_id: str, demand: Demand, *, num_prompt_tokens: int, max_tokens: int
     ) -> None:
         """Count in a request whose prompt is to be computed here."""
-        line = demand.line()
-        if line is not None and len(line.promise.stages) > 1:
-            self._lines[request_id] = line
-        self._demands[request_id] = demand
-        self._ids_by_caller[demand.request_id] = request_id
+        self.demands.add(request_id, demand)
         tier = self.drafts.number(demand.tier)
         self.requests.add(
             request_id,
@@ -133,16 +107,8 @@ class EngineBooks:
         """Forget a request, if it is known."""
         if not self.requests.remove(request_id):
             return
-        demand = self._demands.pop(request_id)
-        # The caller may have used its id again.
-        if self._ids_by_caller.get(demand.request_id) == request_id:
-            del self._ids_by_caller[demand.request_id]
-        self._lines.pop(request_id, None)
+        self.demands.remove(request_id)
         self._without_blocks.discard(request_id)
-
-    def id_of(self, callers_id: str) -> str | None:
-        """The engine's id of a request; None if it is not here."""
-        return self._ids_by_caller.get(callers_id)
 
     def awaits_pages(self, request_id: str, num_blocks: int) -> None:
         """Its prompt is computed elsewhere; `num_blocks` are reserved for the pages so far."""
@@ -216,36 +182,16 @@ class EngineBooks:
         token_ids: Sequence[int],
     ) -> None:
         """Let a request be due otherwise; `token_ids` are its output so far."""
-        old = self._demands[request_id]
-        self._demands[request_id] = Demand(
-            old.request_id, old.submitted_at_s, due_at_s, promise, old.tier
-        )
-        self._demand_again(request_id, token_ids)
+        self.demands.change(request_id, due_at_s, promise)
+        self.demands.write(request_id, self.requests[request_id], token_ids)
 
     def settled(self, request_id: str, num_tokens: int, token_ids: Sequence[int]) -> None:
         """What was under way of a preempted request has come; `token_ids` is its output now."""
         record = self.requests[request_id]
         record["num_prompt_tokens"] = num_tokens
         record["num_output_tokens"] = len(token_ids)
-        self._demand_again(request_id, token_ids)
+        self.demands.write(request_id, record, token_ids)
         record["prefill_due_at_s"] = record["next_due_at_s"]
-
-    def _demand_again(self, request_id: str, token_ids: Sequence[int]) -> None:
-        demand = self._demands[request_id]
-        self._lines.pop(request_id, None)
-        record = self.requests[request_id]
-        fields = demand.fields()
-        line = demand.line()
-        if line is not None:
-            for token_id in token_ids:
-                line.token(token_id, -math.inf)
-            if len(line.promise.stages) > 1:
-                self._lines[request_id] = line
-            fields |= self._ahead(line, int(record["num_output_tokens"]) - line.num_tokens)
-            if record["num_output_tokens"]:
-                fields["prefill_due_at_s"] = fields["next_due_at_s"]
-        for name, value in fields.items():
-            record[name] = value
 
     def form(
         self, now_s: float, num_free_blocks: int, measured_ratio: float, num_kept_tokens: int
@@ -274,22 +220,7 @@ class EngineBooks:
         if self._limits.max_draft_tokens:
             draft_length = self.drafts.bound(records, chosen)
             predicted_s = predict_step(records, self._rows, n, worker[0], grants)
-        ids, phases = self.requests.ids, records["phase"]
-        rows = np.flatnonzero(chosen > 0)
-        # The earliest due first: the engine makes room at the expense of the last.
-        rows = rows[np.lexsort((records["order"][rows], records["next_due_at_s"][rows]))]
-        is_prefill = phases == PREFILL
-        return FormedStep(
-            grants={
-                ids[row]: grant
-                for row, grant in zip(rows.tolist(), chosen[rows].tolist(), strict=True)
-            },
-            preempted=[ids[row] for row in np.flatnonzero(chosen == PREEMPT).tolist()],
-            predicted_s=predicted_s,
-            num_chunks=int(np.count_nonzero(is_prefill[rows])),
-            num_held=int(np.count_nonzero((is_prefill | (phases == DECODE)) & (chosen <= 0))),
-            draft_length=draft_length,
-        )
+        return formed_step(records, self.requests.ids, chosen, predicted_s, draft_length)
 
     def count(self, request_ids: list[str], num_computed: list[int]) -> None:
         """A step with these was scheduled; at its end they have KV for so many tokens."""
@@ -318,20 +249,9 @@ class EngineBooks:
             len(ids),
         )
 
-    @property
-    def ids_with_stages(self) -> list[str]:
-        """Requests of which `tokens_came` must be told."""
-        return list(self._lines)
-
     def tokens_came(self, request_id: str, token_ids: Sequence[int]) -> None:
-        """All output tokens so far of a request whose stages may end with one."""
-        line = self._lines[request_id]
-        for token_id in token_ids[line.num_tokens :]:
-            line.token(token_id, -math.inf)
-        record = self.requests[request_id]
-        ahead = self._ahead(line, int(record["num_output_tokens"]) - line.num_tokens)
-        for name, value in ahead.items():
-            record[name] = value
+        """All output tokens so far of a request with stages; see `DemandBook.with_stages`."""
+        self.demands.tokens_came(request_id, self.requests[request_id], token_ids)
 
     def earliest_due_at_s(self) -> float:
         """When the next token or prompt is due; infinite if nothing is promised."""
@@ -346,10 +266,3 @@ class EngineBooks:
         records = self.requests.records
         order = np.lexsort((records["order"][rows], records["next_due_at_s"][rows]))
         return [request_ids[index] for index in order.tolist()]
-
-    @staticmethod
-    def _ahead(line: DemandLine, num_under_way: int) -> dict[str, float]:
-        """The demand after tokens that are scheduled and not known yet."""
-        fields = demand_fields(line)
-        fields["next_due_at_s"] += num_under_way * fields["tpot_s"]
-        return fields

@@ -13,7 +13,7 @@ from typing import Any
 
 from headway.core.request_table import demand_fields
 from headway.core.slo import DemandLine, Promise, StageSlo
-from headway.ports import PlanUpdate
+from headway.ports.engine import PlanUpdate
 
 # In the sampling parameters' `extra_args`, beside vLLM's own "kv_transfer_params".
 DEMAND_KEY = "headway_demand"

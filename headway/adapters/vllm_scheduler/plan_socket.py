@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from headway.adapters.vllm_scheduler.demand import ReceivedUpdate, decode_update, encode_update
 from headway.errors import EngineFailed
-from headway.ports import PlanUpdate
+from headway.ports.engine import PlanUpdate
 
 _log = logging.getLogger(__name__)
 

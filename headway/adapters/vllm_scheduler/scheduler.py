@@ -1,26 +1,25 @@
-"""Carries out in vLLM what the batch former grants. The only module with vLLM's private names.
+"""The classes that vLLM loads: a step is formed before vLLM makes its own.
 
-A step is formed before vLLM makes its own. Whatever is not granted is out of vLLM's queues
-while it does; whatever is, is capped by its grant in a hook that vLLM calls for each request.
-Then the queues are put together again. Names used are listed in `symbols`.
+vLLM's private names used here and in `granted_queues` are listed in `symbols`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
-from headway.adapters.vllm_scheduler.books import EngineBooks, EngineLimits, FormedStep
+from headway.adapters.vllm_scheduler.books import EngineBooks, EngineLimits
 from headway.adapters.vllm_scheduler.demand import DEMAND_KEY, Demand
+from headway.adapters.vllm_scheduler.formed_step import FormedStep
+from headway.adapters.vllm_scheduler.granted_queues import GrantedQueues
 from headway.adapters.vllm_scheduler.plan_socket import PlanReceiver
 from headway.adapters.vllm_scheduler.step_log import ScheduledStep, StepLog
-from headway.adapters.vllm_scheduler.symbols import holding_queue_name, running_limit_name
 from headway.adapters.vllm_scheduler.utilities import add_utilities
 from headway.adapters.vllm_scheduler.waker import Waker
 from headway.core.perf_model import PerfModel
@@ -31,18 +30,8 @@ _log = logging.getLogger(__name__)
 _IDLE_LOOK_S = 0.1
 
 
-# To the type checker the mixin is a scheduler; at run time it stands before either of the two.
-_Base: Any = object
-
-
-class FormsStepsByDeadline(_Base):  # type: ignore[misc]
+class FormsStepsByDeadline(GrantedQueues):
     """To be put before one of vLLM's schedulers; that one alone until `form_steps`."""
-
-    # vLLM's own, which its scheduler sets and reads.
-    running: list[Any]
-    waiting: Any
-    max_num_scheduled_tokens: int
-    need_mamba_block_aligned_split: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -51,17 +40,11 @@ class FormsStepsByDeadline(_Base):  # type: ignore[misc]
         self._plans: PlanReceiver | None = None
         self._waker: Waker | None = None
         self.steps = StepLog()
-        self._limit_name = running_limit_name(self)
-        self._holding_name = holding_queue_name(self)
-        self._grants: dict[str, int] | None = None
         self._was_refused = False
         self._has_failed = False
         self._is_asleep = False
         # Preempted while a step with them was under way.
         self._unsettled: set[str] = set()
-        # vLLM asks `_mamba_block_aligned_split` only with this on; what it asks it for, it
-        # still gets.
-        self._splits_mamba = self.need_mamba_block_aligned_split
 
     def form_steps(
         self, perf_model: PerfModel, guard_ratio: float, wake: Callable[[], None] | None = None
@@ -113,7 +96,7 @@ class FormsStepsByDeadline(_Base):  # type: ignore[misc]
             if update.time_ratio is not None:
                 books.time_ratio_told = update.time_ratio
             for callers_id, (due_at_s, promise) in update.demands.items():
-                request_id = books.id_of(callers_id)
+                request_id = books.demands.id_of(callers_id)
                 if request_id is not None:
                     token_ids = self.requests[request_id].output_token_ids
                     books.change_demand(request_id, due_at_s, promise, token_ids)
@@ -130,14 +113,13 @@ class FormsStepsByDeadline(_Base):  # type: ignore[misc]
         static_budget = self.max_num_scheduled_tokens
         try:
             if formed is None:
-                self._order_by_due_time(books)
+                self.order_by_due_time(books)
                 self.max_num_scheduled_tokens = min(static_budget, books.step_budget)
                 output = super().schedule(*args, **kwargs)
             else:
-                output = self._schedule_granted(books, formed, args, kwargs)
+                output = self.schedule_granted(books, formed, args, kwargs)
         finally:
             self.max_num_scheduled_tokens = static_budget
-            self._grants = None
         self._note_reservations(books)
         self._log_step(books, formed, output, now_s)
         return output
@@ -149,7 +131,7 @@ class FormsStepsByDeadline(_Base):  # type: ignore[misc]
             if scheduler_output.scheduled_spec_decode_tokens:
                 self._count_drafts(self._books, scheduler_output, model_runner_output)
             self._settle_preempted(self._books)
-            for request_id in self._books.ids_with_stages:
+            for request_id in self._books.demands.with_stages:
                 self._books.tokens_came(request_id, self.requests[request_id].output_token_ids)
         return result
 
@@ -173,18 +155,6 @@ class FormsStepsByDeadline(_Base):  # type: ignore[misc]
         super().shutdown()
 
     # What it asks of itself.
-
-    def _mamba_block_aligned_split(
-        self, request: Any, num_new_tokens: int, *args: Any, **kwargs: Any
-    ) -> int:
-        if self._grants is not None:
-            grant = self._grants.get(request.request_id, num_new_tokens)
-            num_new_tokens = min(num_new_tokens, grant)
-        if self._splits_mamba:
-            num_new_tokens = super()._mamba_block_aligned_split(
-                request, num_new_tokens, *args, **kwargs
-            )
-        return num_new_tokens
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:
         super()._update_after_schedule(scheduler_output)
@@ -251,56 +221,6 @@ class FormsStepsByDeadline(_Base):  # type: ignore[misc]
             self._has_failed = True
             return None
 
-    def _order_by_due_time(self, books: EngineBooks) -> None:
-        """All that is known without forming a step: the earliest due goes first."""
-        requests = self.requests
-        ids = books.due_order([r.request_id for r in self.running])
-        self.running[:] = [requests[request_id] for request_id in ids]
-        ids = books.due_order([r.request_id for r in self.waiting])
-        self.waiting.clear()
-        self.waiting.extend(requests[request_id] for request_id in ids)
-
-    def _schedule_granted(
-        self, books: EngineBooks, formed: FormedStep, args: Any, kwargs: Any
-    ) -> Any:
-        """One step of vLLM's with exactly what was granted."""
-        for request_id in formed.preempted:
-            self._take_blocks_of(self.requests[request_id])
-        num_free = self.kv_cache_manager.block_pool.get_num_free_blocks()
-        wanting, victims = books.next_arrivals(num_free, formed)
-        for request_id in victims:
-            self._take_blocks_of(self.requests[request_id])
-            formed.preempted.append(request_id)
-        grants = self._grants = formed.grants
-        requests = [self.requests[request_id] for request_id in grants]
-        granted_running = [r for r in requests if r.status is RequestStatus.RUNNING]
-        held = [r for r in self.running if r.request_id not in grants]
-        holding = getattr(self, self._holding_name)
-        held_holding = [
-            r for r in holding if r.request_id not in grants and not books.is_arriving(r.request_id)
-        ]
-        offered = [r for r in requests if _waits_without_blocks(r)]
-        offered += [self.requests[request_id] for request_id in wanting]
-        waiting, limit = self.waiting, getattr(self, self._limit_name)
-        self.running = granted_running
-        self.waiting = type(waiting)()
-        self.waiting.extend(offered)
-        if held_holding:
-            holding.remove_requests(held_holding)
-        setattr(self, self._limit_name, limit - len(held))
-        if self.num_spec_tokens:
-            self.dynamic_sd_lookup = [formed.draft_length] * (limit + 1)
-        try:
-            output = super().schedule(*args, **kwargs)
-        finally:
-            left, self.waiting = self.waiting, waiting
-            self._put_back(offered, left)
-            self.running.extend(held)
-            for request in held_holding:
-                holding.add_request(request)
-            setattr(self, self._limit_name, limit)
-        return output
-
     def _note_reservations(self, books: EngineBooks) -> None:
         """Whatever waited for blocks and has them now, waits for pages."""
         for request_id in books.ids_without_blocks:
@@ -308,37 +228,6 @@ class FormsStepsByDeadline(_Base):  # type: ignore[misc]
             if request.status is RequestStatus.WAITING_FOR_REMOTE_KVS:
                 num_blocks = -(-request.num_tokens // self.cache_config.block_size)
                 books.awaits_pages(request_id, num_blocks)
-
-    def _put_back(self, offered: list[Any], left: Iterable[Any]) -> None:
-        """Make the queue of all waiting requests agree with what vLLM left of its part of it."""
-        left = list(left)
-        still_there = {request.request_id for request in left}
-        taken = [r for r in offered if r.request_id not in still_there]
-        if taken:
-            self.waiting.remove_requests(taken)
-        known = {request.request_id for request in offered}
-        for request in left:
-            # vLLM preempted it in this step.
-            if request.request_id not in known:
-                self.waiting.prepend_request(request)
-
-    def _take_blocks_of(self, request: Any) -> None:
-        """Preempt; the request keeps its tokens and computes them again later."""
-        if request.status is RequestStatus.RUNNING:
-            self.running.remove(request)
-            self._preempt_request(request, time.monotonic())
-            return
-        # Its pages have arrived, and it has not been in a step since.
-        assert self._books is not None
-        getattr(self, self._holding_name).remove_request(request)
-        self.finished_recving_kv_req_ids.discard(request.request_id)
-        self._inflight_prefills.discard(request)
-        self.kv_cache_manager.free(request)
-        request.num_computed_tokens = 0
-        was_preempted = request.num_preemptions > 0
-        request.status = RequestStatus.PREEMPTED if was_preempted else RequestStatus.WAITING
-        self.waiting.prepend_request(request)
-        self._books.lost_blocks(request.request_id, request.num_tokens)
 
     def _settle_preempted(self, books: EngineBooks) -> None:
         """Output that was under way when a request was preempted has come: count it exactly."""
@@ -403,14 +292,6 @@ class FormsStepsByDeadline(_Base):  # type: ignore[misc]
     def _rouse(self, wake: Callable[[], None]) -> None:
         self._is_asleep = False
         wake()
-
-
-def _waits_without_blocks(request: Any) -> bool:
-    return bool(
-        request.status is not RequestStatus.RUNNING
-        and request.status is not RequestStatus.WAITING_FOR_REMOTE_KVS
-        and request.num_computed_tokens == 0
-    )
 
 
 class HeadwayScheduler(FormsStepsByDeadline, Scheduler):  # type: ignore[misc]

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from headway.core.residual import new_residuals, time_ratio, update_residual
-from headway.ports import EngineStep
+from headway.ports.engine import EngineStep
 
 _MAX_STEPS = 256
 

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from headway.errors import HeadwayError
-from headway.ports import Span, Telemetry
+from headway.ports.telemetry import Span, Telemetry
 from headway.rpc.errors import abort_with
 
 

@@ -22,7 +22,8 @@ from headway.adapters.worker.slots import Slots
 from headway.config import Config, PoolConfig, load_config
 from headway.core.cluster import WorkerLoad, WorkerRole, WorkerSpec
 from headway.errors import ConfigError, EngineFailed, HeadwayError
-from headway.ports import Engine, EngineInfo, EngineLoad, Telemetry
+from headway.ports.engine import Engine, EngineInfo, EngineLoad
+from headway.ports.telemetry import Telemetry
 from headway.rpc.server import Server
 
 _log = logging.getLogger(__name__)

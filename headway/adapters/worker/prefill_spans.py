@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from headway.ports import EngineInfo, PrefillResult, Telemetry
+from headway.ports.engine import EngineInfo, PrefillResult
+from headway.ports.telemetry import Telemetry
 
 
 def trace_prefill(

@@ -11,11 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from headway.core.batch_state import PREFILL, REQUEST, Records
 from headway.core.cluster import ClusterSnapshot, WorkerSnapshot
-from headway.core.planner.arrival import Answer, ClusterView, Limit, Verdict
+from headway.core.planner.arrival import Answer, Limit, Verdict
 from headway.core.planner.interface import (
     Constraint,
     Decision,
@@ -29,14 +26,15 @@ from headway.core.planner.live_view import LiveView
 from headway.core.planner.pairs import handovers, usable_pairs
 from headway.core.planner.prediction import decode_step_s, prefill_queue
 from headway.core.planner.promising import PromisePolicy
+from headway.core.planner.question import Question, request_record
+from headway.core.planner.retry_after import (
+    MAX_RETRY_AFTER_S,
+    MIN_RETRY_AFTER_S,
+    clamped,
+    retry_after_s,
+)
 from headway.core.request import RequestSpec
-from headway.core.request_table import demand_fields
-from headway.core.slo import DemandLine, Promise, Slo
-
-# Bounds of the advice when to come back: below, a refused caller would hammer the door;
-# above, it would stay away longer than any forecast is good for.
-MIN_RETRY_AFTER_S = 0.1
-MAX_RETRY_AFTER_S = 60.0
+from headway.core.slo import Promise, Slo
 
 _EXPLANATIONS = {
     Constraint.PREFILL_TIME: "the first token would be late",
@@ -50,26 +48,6 @@ _EXPLANATIONS = {
 class _Misfit:
     constraint: Constraint
     retry_after_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """One request before the workers of one cluster.
-
-    Attributes:
-        barred: what stands against every pair of workers; None if nothing does.
-    """
-
-    request: RequestSpec
-    cluster: ClusterSnapshot
-    arrived_at_s: float
-    view: ClusterView
-    barred: Constraint | None
-
-    @property
-    def new(self) -> int:
-        """The request's row in the view."""
-        return len(self.view.requests) - 1
 
 
 @dataclass(slots=True)
@@ -112,7 +90,7 @@ class PlannedAdmission:
             return Refuse(
                 Constraint.QUEUE_FULL,
                 f"{cluster.num_best_effort_queued} best-effort requests wait already",
-                _clamped(max(misfit.retry_after_s, 1.0)),
+                clamped(max(misfit.retry_after_s, 1.0)),
             )
         return ServeBestEffort(misfit.constraint)
 
@@ -140,13 +118,13 @@ class PlannedAdmission:
         zero_load_s = _zero_load_prefill_s(request, cluster)
         promise = slo.promise(zero_load_s)
         question = self._question(request, promise, cluster, elapsed_s)
-        if _excess_s(question, self.params.guard_ratio * zero_load_s) > 0:
+        if question.excess_s(self.params.guard_ratio * zero_load_s) > 0:
             # Not for want of room, from which the planner learns: idle workers could not either.
             return _Misfit(Constraint.PREFILL_TIME, MIN_RETRY_AFTER_S)
         answer, limit = self._policy.judge(question.new, question.view, cluster.now_s)
         if limit is not Limit.NONE:
             constraint = question.barred or Constraint(limit.value)
-            return _Misfit(constraint, _retry_after_s(question, constraint))
+            return _Misfit(constraint, retry_after_s(question, constraint))
         step_cap_s = float(question.view.workers["step_cap_s"][answer.prefill_worker])
         return Guarantee(self._placement(question, answer, step_cap_s), promise)
 
@@ -173,9 +151,7 @@ class PlannedAdmission:
             next(fitting, None),
         )
 
-    def _placement(
-        self, question: _Question, answer: Answer, step_cap_s: float | None
-    ) -> Placement:
+    def _placement(self, question: Question, answer: Answer, step_cap_s: float | None) -> Placement:
         p, d = answer.prefill_worker, answer.decode_worker
         snapshots = [*question.cluster.prefill_workers, *question.cluster.decode_workers]
         request, now_s = question.request, question.cluster.now_s
@@ -205,20 +181,20 @@ class PlannedAdmission:
         promise: Promise | None,
         cluster: ClusterSnapshot,
         elapsed_s: float,
-    ) -> _Question:
+    ) -> Question:
         workers = [*cluster.prefill_workers, *cluster.decode_workers]
         before = self._live.keys
         pictures = self._live.update(workers, cluster.now_s)
         if before != self._live.keys:
             self._renumber(before, self._live.keys)
         arrived_at_s = cluster.now_s - elapsed_s
-        record = _record(request, promise, arrived_at_s)
+        record = request_record(request, promise, arrived_at_s)
         handovers_s = handovers(pictures, request, record, self.params.guard_ratio)
         pairs = usable_pairs(
             request, record, pictures, handovers_s, cluster.now_s, self.params.guard_ratio
         )
         view = self._live.view(record, handovers_s, pairs.allowed)
-        return _Question(request, cluster, arrived_at_s, view, pairs.barred)
+        return Question(request, cluster, arrived_at_s, view, pairs.barred)
 
     def _renumber(self, before: list[str], after: list[str]) -> None:
         """Workers came or went: what was learned of the others goes to their new numbers."""
@@ -226,22 +202,6 @@ class PlannedAdmission:
         self._policy.lengths = {
             number: learned[key] for number, key in enumerate(after) if key in learned
         }
-
-
-def _record(request: RequestSpec, promise: Promise | None, arrived_at_s: float) -> Records:
-    """REQUEST record of a request that arrives, shape (1,)."""
-    line = DemandLine(promise, arrived_at_s) if promise is not None else None
-    records = np.zeros(1, REQUEST)
-    for name, value in demand_fields(line).items():
-        records[name] = value
-    # After all that are on the workers.
-    records["order"] = np.iinfo(np.int64).max
-    records["phase"] = PREFILL
-    records["arrived_at_s"] = arrived_at_s
-    records["prefill_due_at_s"] = records["next_due_at_s"]
-    records["num_prompt_tokens"] = request.num_prompt_tokens
-    records["num_output_bound"] = request.sampling.max_tokens
-    return records
 
 
 def _zero_load_prefill_s(request: RequestSpec, cluster: ClusterSnapshot) -> float:
@@ -269,44 +229,3 @@ def _fits_some_memory(request: RequestSpec, cluster: ClusterSnapshot) -> bool:
         for w in cluster.prefill_workers
     )
     return any(is_prefilled_elsewhere or spec.prefills_locally for spec in decoders)
-
-
-def _retry_after_s(question: _Question, constraint: Constraint) -> float:
-    """When it may fit: once the first decode ends, or once the prompt would be in time."""
-    if constraint is Constraint.PREFILL_TIME:
-        cluster, request = question.cluster, question.request
-        computed_in_s = min(
-            prefill_queue(worker, cluster.now_s).added_backlog_s(request.num_prompt_tokens)
-            for worker in cluster.prefilling_workers
-        )
-        return _clamped(_excess_s(question, computed_in_s))
-    return _clamped(_soonest_room_s(question.cluster))
-
-
-def _excess_s(question: _Question, computed_in_s: float) -> float:
-    """By how much the first token is late if its prompt is computed so long from now."""
-    cluster, view = question.cluster, question.view
-    assert view.handover_s is not None
-    assert view.local_handover_s is not None
-    decodes = view.workers["decodes"] == 1
-    is_both = decodes & (view.workers["prefills"] == 1)
-    handover_s = float(view.local_handover_s[is_both].min(initial=np.inf))
-    if cluster.prefill_workers:
-        handover_s = min(handover_s, float(view.handover_s[decodes].min()))
-    due_at_s = float(view.requests["next_due_at_s"][question.new])
-    return computed_in_s + handover_s - (due_at_s - cluster.now_s)
-
-
-def _soonest_room_s(cluster: ClusterSnapshot) -> float:
-    """Predicted time until some decode worker ends a request."""
-    remaining_s = [
-        float((worker.requests["num_output_bound"] - worker.requests["num_output_tokens"]).min())
-        * decode_step_s(worker)
-        for worker in cluster.decode_workers
-        if len(worker.requests)
-    ]
-    return min(remaining_s, default=MIN_RETRY_AFTER_S)
-
-
-def _clamped(retry_after_s: float) -> float:
-    return min(max(retry_after_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)

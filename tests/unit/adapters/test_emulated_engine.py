@@ -21,7 +21,7 @@ from headway.core.perf_model import PerfModel, PrefillChunk, StepShape
 from headway.core.request import FinishReason, Sampling
 from headway.core.slo import Promise, StageSlo
 from headway.errors import ConfigError, EngineFailed, KvTransferFailed
-from headway.ports import (
+from headway.ports.engine import (
     DecodeItem,
     DecodeJob,
     EngineFinished,

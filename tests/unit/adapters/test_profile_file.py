@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from headway.adapters.profile_file import write_profile
-from headway.config import (
+from headway.core.perf_model import PerfModel
+from headway.profiles import (
     DraftConfig,
     MeasurementConfig,
     MemoryConfig,
     Profile,
     load_full_profile,
 )
-from headway.core.perf_model import PerfModel
 
 PROFILE = Profile(
     source='60 steps of "vLLM"\\0.32, µs and\nanother line',

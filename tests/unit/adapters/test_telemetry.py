@@ -19,7 +19,8 @@ from headway.adapters.telemetry import CONTROLLER, build_telemetry, worker_name
 from headway.config import TelemetryConfig
 from headway.core.cluster import ResourceCounters, WorkerRole
 from headway.errors import ConfigError
-from headway.ports import EngineLoad, RequestOutcome
+from headway.ports.engine import EngineLoad
+from headway.ports.telemetry import RequestOutcome
 from tests.otlp_receiver import OtlpReceiver, outline
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

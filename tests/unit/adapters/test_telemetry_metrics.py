@@ -15,7 +15,8 @@ from headway.adapters.telemetry import CONTROLLER, build_telemetry, worker_name
 from headway.config import Config, TierConfig
 from headway.core.cluster import ResourceCounters, WorkerRole
 from headway.errors import Unavailable
-from headway.ports import EngineLoad, KvTransferRecord, RequestOutcome
+from headway.ports.engine import EngineLoad, KvTransferRecord
+from headway.ports.telemetry import RequestOutcome
 from tests.otlp_receiver import OtlpReceiver
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

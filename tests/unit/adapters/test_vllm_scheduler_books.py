@@ -56,7 +56,7 @@ def test_a_request_from_prompt_to_last_token() -> None:
     assert form(table, 5.0) == {}
     table.remove("a-0f")
     assert len(table.requests) == 0
-    assert table.id_of("a") is None
+    assert table.demands.id_of("a") is None
 
 
 def test_grants_are_in_the_order_in_which_tokens_are_due() -> None:
@@ -112,7 +112,7 @@ def test_stages_end_with_a_token_or_a_count() -> None:
     for index, token_id in enumerate([3, 3, 7, 3, 3]):
         output.append(token_id)
         line.token(token_id, 0.0)
-        assert table.ids_with_stages == ["a-0f"]
+        assert table.demands.with_stages == ["a-0f"]
         table.tokens_came("a-0f", output)
         assert record["next_due_at_s"] == pytest.approx(line.next_due_at_s)
         table.count(["a-0f"], [21 + index])

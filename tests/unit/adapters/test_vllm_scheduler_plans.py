@@ -14,7 +14,7 @@ from headway.adapters.vllm_scheduler.step_log import ScheduledStep, StepLog
 from headway.adapters.vllm_scheduler.waker import Waker
 from headway.core.slo import Promise, StageSlo
 from headway.errors import EngineFailed
-from headway.ports import DemandChange, PlanUpdate
+from headway.ports.engine import DemandChange, PlanUpdate
 
 PROMISE = Promise(1.5, (StageSlo(0.5, end_token_id=7), StageSlo(0.2)))
 

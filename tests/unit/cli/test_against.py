@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import pytest
 from typer.testing import CliRunner
 
-from headway.cli.against import round_rows, run_round, summary
-from headway.cli.main import app
+from headway.cli.against import run_round
+from headway.cli.commands import app
+from headway.cli.comparison import round_rows, summary
 from headway.cli.watch import Watch
 from headway.cli.workload import PlannedRequest
 from headway.core.slo import Promise, StageSlo

@@ -11,9 +11,9 @@ import pytest
 from headway.adapters.vllm_profile.measure import spread
 from headway.cli.profile import judge
 from headway.cli.profile_plot import plot
-from headway.config import DraftConfig, Profile
 from headway.core.perf_fit import StepSample, predicted_s
 from headway.core.perf_model import PerfModel
+from headway.profiles import DraftConfig, Profile
 
 MODEL = PerfModel(0.048, 0.0021, 0.036, 1e-4, 6e-6, 1e-6, 4e-3)
 DRAFT = DraftConfig(floor_s=2e-3, sequence_s=1e-3)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from headway.cli.commands import app
 from headway.cli.explain import PastDecision
-from headway.cli.main import app
 from headway.cli.simulate import choose
 from headway.core.planner.arrival import Limit
 from headway.core.planner.baselines import BASELINES

@@ -9,30 +9,32 @@ from hypothesis import strategies as st
 
 from headway.core.cluster import WorkerLoad, WorkerRole
 from headway.core.controller import Controller
-from headway.core.events import (
+from headway.core.effects import (
     AbortOnWorkers,
-    AttemptFailed,
-    CancelCause,
-    CancelRequested,
-    DecodeCompleted,
-    DecodeReserved,
     Effect,
-    Event,
-    FailureReason,
-    PrefillComputed,
     RelayTokens,
-    RequestArrived,
-    RoleAsked,
-    RoleTaken,
     SendAdmission,
     SendFinished,
     SendRefusal,
     SetRole,
     StartDecode,
     StartPrefill,
+    WakeAt,
+)
+from headway.core.events import (
+    AttemptFailed,
+    CancelCause,
+    CancelRequested,
+    DecodeCompleted,
+    DecodeReserved,
+    Event,
+    FailureReason,
+    PrefillComputed,
+    RequestArrived,
+    RoleAsked,
+    RoleTaken,
     TimePassed,
     TokensProduced,
-    WakeAt,
     WorkerJoined,
     WorkerLost,
     WorkerReported,
@@ -386,7 +388,7 @@ def test_deadlines_of_ended_requests_do_not_pile_up() -> None:
         name = f"r{index}"
         made.handle(arrived(best_effort(name)), 0.0)
         made.handle(CancelRequested(name, CancelCause.ASKED), 0.0)
-    assert len(made._deadlines._heap) < 100
+    assert len(made._requests._deadlines._heap) < 100
 
 
 REQUEST_IDS = ("a", "b", "c")

@@ -8,29 +8,31 @@ import pytest
 
 from headway.core.cluster import WorkerRole
 from headway.core.controller import Controller
-from headway.core.events import (
+from headway.core.effects import (
     AbortOnWorkers,
-    AttemptFailed,
-    CancelCause,
-    CancelRequested,
-    DecodeCompleted,
-    DecodeReserved,
     Effect,
-    Event,
-    FailureReason,
-    PrefillComputed,
     RelayTokens,
-    RequestArrived,
-    RoleAsked,
-    RoleTaken,
     SendAdmission,
     SendFinished,
     SetRole,
     StartDecode,
     StartPrefill,
+    WakeAt,
+)
+from headway.core.events import (
+    AttemptFailed,
+    CancelCause,
+    CancelRequested,
+    DecodeCompleted,
+    DecodeReserved,
+    Event,
+    FailureReason,
+    PrefillComputed,
+    RequestArrived,
+    RoleAsked,
+    RoleTaken,
     TimePassed,
     TokensProduced,
-    WakeAt,
     WorkerJoined,
     WorkerLost,
 )

@@ -10,7 +10,7 @@ from headway.core.cluster import ResourceCounters, WorkerLoad, WorkerRole, Worke
 from headway.core.perf_model import PerfModel
 from headway.core.request import FinishReason, Sampling
 from headway.core.slo import Promise, StageSlo
-from headway.ports import KvTarget, KvTransferRecord
+from headway.ports.engine import KvTarget, KvTransferRecord
 from headway.rpc import convert
 from headway.v1 import control_service_pb2, decode_service_pb2, generation_pb2
 

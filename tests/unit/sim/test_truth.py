@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headway.config import StepTimeConfig
 from headway.core.batch_state import WORKER, Floats
 from headway.core.perf_model import PerfModel, PrefillChunk, StepShape
 from headway.core.planner.step_time import step_s
+from headway.profiles import StepTimeConfig
 from headway.sim.truth import exact_truth, measured_truth, true_step_s, uniform
 
 # Round numbers, so that expected values can be worked out by hand.

@@ -17,7 +17,7 @@ from headway.adapters.kv_grpc.numpy_store import NumpyPageStore
 from headway.adapters.kv_grpc.receiver import KvReceiver, TransferOutcome
 from headway.adapters.kv_grpc.sender import KvSender
 from headway.adapters.kv_grpc.tickets import TicketMint
-from headway.ports import KvTarget
+from headway.ports.engine import KvTarget
 from headway.v1 import kv_transfer_service_pb2 as pb
 
 PUSH = "/headway.v1.KvTransferService/Push"

@@ -21,7 +21,7 @@ from headway.adapters.kv_grpc.numpy_store import NumpyPageStore
 from headway.adapters.kv_grpc.receiver import KvReceiver
 from headway.adapters.kv_grpc.sender import KvSender
 from headway.adapters.kv_grpc.tickets import TicketMint
-from headway.ports import KvTarget
+from headway.ports.engine import KvTarget
 from headway.v1 import kv_transfer_service_pb2 as pb
 
 LAYOUT = PageLayout(num_layers=3, page_bytes=1000, digest=b"d" * 32)

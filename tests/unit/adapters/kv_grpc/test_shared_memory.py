@@ -23,7 +23,7 @@ from headway.adapters.kv_grpc.receiver import KvReceiver
 from headway.adapters.kv_grpc.segment import OfferedSegment
 from headway.adapters.kv_grpc.sender import KvSender
 from headway.adapters.kv_grpc.tickets import TicketMint
-from headway.ports import KvTarget
+from headway.ports.engine import KvTarget
 
 LAYOUT = PageLayout(num_layers=3, page_bytes=1000, digest=b"d" * 32)
 # Four pages to a frame and four frames to a small segment.
@@ -98,7 +98,7 @@ def test_memory_that_cannot_be_opened_is_done_without(
 ) -> None:
     """As when the sender is in another container, or of another user."""
     offers = []
-    offer_segment = pair.receiver._offer_segment
+    offer_segment = pair.receiver._offers._offer
 
     def offer_unusable(transfer_id: str) -> OfferedSegment:
         offered: OfferedSegment = offer_segment(transfer_id)
@@ -106,7 +106,7 @@ def test_memory_that_cannot_be_opened_is_done_without(
         offers.append(offered.offer)
         return offered
 
-    monkeypatch.setattr(pair.receiver, "_offer_segment", offer_unusable)
+    monkeypatch.setattr(pair.receiver._offers, "_offer", offer_unusable)
     transfer_whole(pair)
     transfer_whole(pair, "second")
     assert len(offers) == 1, "a host that was tried once is not tried again"
@@ -203,9 +203,9 @@ def test_another_sender_gets_memory_of_its_own(pair: Any) -> None:
     second.push_pages(target.transfer_id, 0, [9])
     second.prompt_computed(target.transfer_id)
     assert pair.outcomes()[0].error == ""
-    assert len(pair.receiver._shared) == 2
+    assert len(pair.receiver._offers) == 2
     second.close()
-    until(lambda: len(pair.receiver._shared) == 1)
+    until(lambda: len(pair.receiver._offers) == 1)
     transfer_whole(pair, "third")
 
 

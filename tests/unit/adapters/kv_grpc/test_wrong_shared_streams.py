@@ -9,11 +9,11 @@ from typing import Any
 import grpc
 import pytest
 
-from headway.adapters.kv_grpc import receiver, segment
+from headway.adapters.kv_grpc import segment, shared_offers
 from headway.adapters.kv_grpc.checksums import checksum_of_checksums
 from headway.adapters.kv_grpc.frames import GatheredFrame, cut, gather_into
 from headway.adapters.kv_grpc.segment import map_offered
-from headway.ports import KvTarget
+from headway.ports.engine import KvTarget
 from headway.v1 import kv_transfer_service_pb2 as pb
 
 DATA_LOSS = grpc.StatusCode.DATA_LOSS
@@ -210,11 +210,11 @@ def test_no_memory_is_offered_without_a_ticket(pair: Any, hand: Hand, kind: str)
         "none": b"",
         "of another receiver": pair.target().ticket,
     }[kind]
-    num_segments = len(pair.receiver._shared)
+    num_segments = len(pair.receiver._offers)
     with pytest.raises(grpc.RpcError):
         hand.hello(KvTarget(target.address, target.transfer_id, ticket))
     assert hand.code() == grpc.StatusCode.PERMISSION_DENIED
-    assert len(pair.receiver._shared) == num_segments
+    assert len(pair.receiver._offers) == num_segments
 
 
 def test_having_memory_does_not_replace_the_ticket(pair: Any, hand: Hand) -> None:
@@ -268,7 +268,7 @@ def test_a_stream_out_of_order_ends_with_all_its_transfers(
     hand.say(*say(hand, target))
     assert hand.code() == DATA_LOSS
     assert pair.outcomes()[0].error
-    assert len(pair.receiver._shared) == 0
+    assert len(pair.receiver._offers) == 0
 
 
 @pytest.mark.parametrize("first", [b"\xff\xff", b"", "steps", "nothing"])
@@ -289,7 +289,7 @@ def test_a_stream_starts_with_hello(pair: Any, hand: Hand, first: bytes | str) -
 def test_only_so_much_memory_is_offered(
     pair: Any, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receiver, "_MAX_SEGMENTS", 1)
+    monkeypatch.setattr(shared_offers, "_MAX_SEGMENTS", 1)
     target = expected(pair)
     assert hand.hello(target)
     other = expected(pair)
@@ -299,7 +299,7 @@ def test_only_so_much_memory_is_offered(
     second.close()
     # And is offered again when it was given back.
     hand.close()
-    while pair.receiver._shared:
+    while pair.receiver._offers:
         pass
     third = Hand(pair)
     assert third.hello(other)

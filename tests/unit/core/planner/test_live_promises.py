@@ -7,9 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway.core.batch_state import PREFILL
-from headway.core.events import (
-    RequestArrived,
-)
+from headway.core.events import RequestArrived
 from headway.core.planner.admission import PlannedAdmission
 from tests.core_objects import request, slo
 from tests.live_world import Load, World, serve

@@ -1,34 +1,15 @@
-"""What Headway needs from the world. Adapters fulfil these; shells are built on them."""
+"""An inference engine: what it is asked, what it answers and what it tells of itself."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from headway.core.cluster import ResourceCounters
 from headway.core.perf_model import PerfModel
 from headway.core.request import FinishReason, Sampling
 from headway.core.slo import Promise
-
-
-class Clock(Protocol):
-    """Monotonic time of this process, in seconds."""
-
-    def now_s(self) -> float: ...
-
-
-class Tokenizer(Protocol):
-    """The served model's own tokenizer and chat template."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """Token ids of (role, content) messages in the chat template, ready for an answer."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,80 +250,3 @@ class Engine(Protocol):
     async def load(self) -> EngineLoad: ...
 
     async def close(self) -> None: ...
-
-
-SpanKind = Literal["INTERNAL", "SERVER", "CLIENT"]
-AttributeValue = str | int | float | bool
-
-
-class Span(Protocol):
-    """One open span."""
-
-    @property
-    def traceparent(self) -> str:
-        """W3C context to hand to children; empty when tracing is off and no parent had one."""
-        ...
-
-    def set(self, attributes: Mapping[str, AttributeValue]) -> None: ...
-
-    def end(self, error: str = "") -> None:
-        """Close it; `error` is a constant such as a gRPC status name, empty when all went well."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class RequestOutcome:
-    """One finished request, for metrics. Nothing of its content."""
-
-    tier: str
-    state: str
-    guaranteed: bool
-    attained: bool
-    num_prompt_tokens: int
-    num_output_tokens: int
-    ttft_s: float | None
-    tpot_s: float | None
-    e2e_latency_s: float
-
-
-class Telemetry(Protocol):
-    """Traces and metrics. Never blocks, never raises; does nothing when not configured."""
-
-    def start_span(
-        self,
-        name: str,
-        *,
-        parent: str,
-        kind: SpanKind = "INTERNAL",
-        attributes: Mapping[str, AttributeValue] | None = None,
-    ) -> Span:
-        """Open a span under the W3C context `parent`; an empty parent starts a new trace."""
-        ...
-
-    def add_span(
-        self,
-        name: str,
-        *,
-        parent: str,
-        start_unix_ns: int,
-        end_unix_ns: int,
-        attributes: Mapping[str, AttributeValue] | None = None,
-    ) -> None:
-        """Record a span that is over already."""
-        ...
-
-    def admission_decided(self, tier: str, decision: str) -> None:
-        """Count one decision: GUARANTEED, BEST_EFFORT or the reason of a refusal."""
-        ...
-
-    def request_finished(self, outcome: RequestOutcome) -> None: ...
-
-    def kv_transferred(self, record: KvTransferRecord) -> None: ...
-
-    def worker_load(self, worker_id: str, load: EngineLoad) -> None:
-        """Keep the newest load of a worker for its gauges."""
-        ...
-
-    def shutdown(self) -> None:
-        """Export what is left, within two seconds."""
-        ...
