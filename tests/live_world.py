@@ -234,6 +234,7 @@ class World:
             record = engine.batch.requests[request_id]
             for name, value in demand_fields(line).items():
                 record[name] = value
+            record["lead_s"] = line.lead_s
         self.post(TokensProduced(request_id, num_outputs - 1, (7,), "x"))
         if num_outputs == self._requests[request_id].sampling.max_tokens:
             engine.batch.remove(request_id)

@@ -96,7 +96,7 @@ class Intake:
             request=progress.spec,
             worker_id=placement.decode_worker_id,
             promise=progress.promise_from(now_s),
-            step_cap_s=placement.step_cap_s,
+            step_cap_s=placement.step_cap_s if placement.is_local else None,
             remaining_s=progress.deadline_at_s - now_s,
             local_prefill=placement.is_local,
             prefill_due_s=progress.prefill_due_s(now_s) if placement.is_local else None,

@@ -69,10 +69,10 @@ class WorkerBook:
     def give(self, request: Progress) -> None:
         """Note a request placed on this worker."""
         assert request.placement is not None
-        if request.placement.step_cap_s is not None:
-            self._step_cap_s = request.placement.step_cap_s
         leaves = self.spec.role is WorkerRole.PREFILL
         is_computed_here = leaves or request.prefills_locally
+        if is_computed_here and request.placement.step_cap_s is not None:
+            self._step_cap_s = request.placement.step_cap_s
         num_prompt_tokens = request.spec.num_prompt_tokens
         num_blocks = 0 if is_computed_here else self.spec.blocks_for(num_prompt_tokens)
         self._table.add(

@@ -66,7 +66,7 @@ def evict(world: World, w: int) -> None:
             # It will compute what it no longer finds.
             r = world.requests[row]
             num_found = min(r.num_computed_tokens, world.kept[w, oldest] * worker.block_size)
-            r.num_computed_tokens = num_found
+            r.num_computed_tokens = r.num_unsent_tokens = num_found
             world.sim[row].num_cached_tokens = num_found
 
 
@@ -107,7 +107,7 @@ def find_kept(world: World, row: int, num_prefix_tokens: int, found: np.ndarray)
     session = world.sim[row].session
     for w in range(world.kept.shape[0]):
         found[w] = 0
-        if session >= 0:
+        if session >= 0 and world.workers[w].prefills == 1:
             block_size = world.workers[w].block_size
             # The last token of a prompt is always computed: its output is needed.
             num_blocks = min(num_prefix_tokens, world.requests[row].num_prompt_tokens - 1)

@@ -130,6 +130,7 @@ class DecodeWork:
                 record = self.batch.requests[request_id]
                 for name, value in demand_fields(sequence.demand).items():
                     record[name] = value
+                record["lead_s"] = sequence.demand.lead_s
             sequence.num_ready = num_outputs
             sequence.progress.set()
             if sequence.num_ready == len(sequence.output.token_ids):

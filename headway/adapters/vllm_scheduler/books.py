@@ -53,6 +53,8 @@ class EngineBooks:
         self.requests = RequestTable()
         self.time_ratio_told: float | None = None
         self._limits = limits
+        # Of the step that was formed last.
+        self._ends_at_s = 0.0
         self._worker = worker_records(
             perf_model,
             block_size=limits.block_size,
@@ -220,6 +222,7 @@ class EngineBooks:
         if self._limits.max_draft_tokens:
             draft_length = self.drafts.bound(records, chosen)
             predicted_s = predict_step(records, self._rows, n, worker[0], grants)
+        self._ends_at_s = now_s + predicted_s
         return formed_step(records, self.requests.ids, chosen, predicted_s, draft_length)
 
     def count(self, request_ids: list[str], num_computed: list[int]) -> None:
@@ -232,15 +235,29 @@ class EngineBooks:
             self._worker[0],
             self._limits.num_lookahead,
             self._limits.max_model_len,
+            self._ends_at_s,
         )
 
     def drafts_verified(
-        self, drafts: Mapping[str, tuple[int, int]], num_computed: Mapping[str, int]
+        self,
+        drafts: Mapping[str, tuple[int, int]],
+        num_computed: Mapping[str, int],
+        undrafted: Sequence[str],
     ) -> None:
-        """A step's drafts, (drafted, accepted) by request id, and the KV tokens that are left."""
+        """A step's drafts, (drafted, accepted) by request id, and the KV tokens that are left.
+
+        Args:
+            drafts: by request id.
+            num_computed: by request id.
+            undrafted: ids of the other decodes of the step.
+        """
         records, ids = self.requests.records, list(drafts)
         rows = self.requests.rows_of(ids)
-        self.drafts.verified(records, dict(zip(rows, drafts.values(), strict=True)))
+        self.drafts.verified(
+            records,
+            dict(zip(rows, drafts.values(), strict=True)),
+            self.requests.rows_of(list(undrafted)),
+        )
         count_accepted(
             records,
             np.array(rows, np.int64),

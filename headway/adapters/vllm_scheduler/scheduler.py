@@ -128,7 +128,7 @@ class FormsStepsByDeadline(GrantedQueues):
         result = super().update_from_output(scheduler_output, model_runner_output)
         if self._books is not None:
             self.steps.ended(time.monotonic())
-            if scheduler_output.scheduled_spec_decode_tokens:
+            if self.num_spec_tokens:
                 self._count_drafts(self._books, scheduler_output, model_runner_output)
             self._settle_preempted(self._books)
             for request_id in self._books.demands.with_stages:
@@ -250,7 +250,12 @@ class FormsStepsByDeadline(GrantedQueues):
             sampled = model_output.sampled_token_ids[model_output.req_id_to_index[request_id]]
             drafts[request_id] = (len(token_ids), max(0, len(sampled) - 1))
             num_computed[request_id] = self.requests[request_id].num_computed_tokens
-        books.drafts_verified(drafts, num_computed)
+        undrafted = [
+            request_id
+            for request_id, num_tokens in scheduled.num_scheduled_tokens.items()
+            if num_tokens == 1 and request_id in books.requests
+        ]
+        books.drafts_verified(drafts, num_computed, undrafted)
 
     def _log_step(
         self, books: EngineBooks, formed: FormedStep | None, output: Any, now_s: float

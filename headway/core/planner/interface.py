@@ -52,7 +52,7 @@ class Placement:
         predicted_kv_arrival_s: from arrival until the decode worker has all KV pages.
         handover_allowance_s: the prompt must be computed so long before the first token is due;
             guard included.
-        step_cap_s: the longest step of both workers from now on, while promised prompts wait;
+        step_cap_s: the longest step of the worker that prefills, while promised prompts wait;
             None leaves it as it is.
     """
 

@@ -22,6 +22,7 @@ from headway.core.batch_state import (
 from headway.core.batching import blocks_for, form_slack
 from headway.core.kernel import kernel
 from headway.core.numba_start import load_numba
+from headway.core.planner.acceptance import acceptance_of, new_acceptances, observe_decode
 from headway.core.planner.grants import shape_of
 from headway.core.planner.step_time import chunk_within, step_s
 
@@ -38,8 +39,11 @@ def warm_up(worker: Records) -> None:
     row, number = np.zeros(1, np.int64), np.zeros(1, np.int64)
     form_step(0.0, nobody, row, 1, worker[0], number)
     predict_step(nobody, row, 1, worker[0], number)
-    count_step(nobody, row, number, 1, worker[0], 0, 1)
+    count_step(nobody, row, number, 1, worker[0], 0, 1, 0.0)
     count_accepted(nobody, row, number, number, 1)
+    seen = new_acceptances(0.5, 1)
+    observe_decode(seen[0], 0, 0)
+    acceptance_of(seen[0])
     tokens_within_cap(worker[0])
 
 
@@ -76,6 +80,7 @@ def count_step(
     worker: Record,
     num_lookahead: int,
     max_model_len: int,
+    ends_at_s: float,
 ) -> None:
     """Move the records of a step's requests on.
 
@@ -87,6 +92,7 @@ def count_step(
         worker: WORKER record.
         num_lookahead: tokens the engine allocates blocks for beyond these.
         max_model_len: it never allocates for more tokens than this.
+        ends_at_s: when the step is predicted to end, and its tokens to leave.
     """
     for j in range(n):
         r = requests[rows[j]]
@@ -97,6 +103,8 @@ def count_step(
             if num_computed[j] < r.num_prompt_tokens:
                 continue
             r.phase = DECODE
+        if r.num_output_tokens == 0:
+            r.lead_s = max(0.0, r.next_due_at_s - ends_at_s)
         _token(r)
 
 

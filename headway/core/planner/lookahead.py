@@ -206,7 +206,7 @@ def begin_step(requests: Records, ids: Ints, n: int, worker: Record, grants: Int
             if r.phase == DECODE:
                 # The prompt, and the output so far.
                 r.num_prompt_tokens = r.num_computed_tokens + 1
-            r.num_computed_tokens = 0
+            r.num_computed_tokens = r.num_unsent_tokens = 0
             r.prefill_due_at_s = r.next_due_at_s
             r.phase = PREFILL
     take_blocks(requests, ids, n, worker, grants)

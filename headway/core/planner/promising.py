@@ -225,7 +225,9 @@ class PromisePolicy:
                 return _Place(answer, limit, length_s)
             if limit is not Limit.PREFILL_TIME:
                 break
-        if learn and self.adapts_length and limit is Limit.PREFILL_TIME:
+        # What the decode worker has no room for says nothing of the steps of `p`.
+        has_room = p == d or arrival[0] == FITS
+        if learn and self.adapts_length and limit is Limit.PREFILL_TIME and has_room:
             at_once, _ = fit_at(new, p, d, view, now_s, candidates[0], now_s, arrival)
             lengths.lost(to_running_step=at_once is Limit.NONE, longest_s=longest_s)
         return _Place(answer, limit)

@@ -142,7 +142,7 @@ def test_drafts_are_bounded_by_tier_and_what_they_bring_is_learned() -> None:
         add(table, name, Demand(name, 0.0, promise=slow, tier=tier))
         table.count([f"{name}-0f"], [20])
     for _ in range(100):
-        table.drafts_verified({"b-0f": (4, 4)}, {"b-0f": 20})
+        table.drafts_verified({"b-0f": (4, 4)}, {"b-0f": 20}, [])
         table.requests["b-0f"]["num_output_tokens"] = 1
         table.requests["b-0f"]["next_due_at_s"] = 11.0
         table.requests["b-0f"]["phase"] = DECODE
@@ -156,7 +156,7 @@ def test_drafts_are_bounded_by_tier_and_what_they_bring_is_learned() -> None:
     assert formed.grants == {"a-0f": 3, "b-0f": 2}
     # 4 of 4 + 1 tokens were kept: three of the draft are not computed again.
     table.count(["b-0f"], [25])
-    table.drafts_verified({"b-0f": (4, 1)}, {"b-0f": 22})
+    table.drafts_verified({"b-0f": (4, 1)}, {"b-0f": 22}, [])
     record = table.requests["b-0f"]
     assert (record["num_computed_tokens"], record["num_output_tokens"]) == (22, 3)
     assert record["next_due_at_s"] == pytest.approx(11.0 + 2 * 10.0)
