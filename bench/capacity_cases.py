@@ -109,8 +109,8 @@ def settings_of(policy: str, case: Case) -> list[Setting]:
     return [Setting(budget, split) for budget in spec.token_budgets for split in roles]
 
 
-# Per worker and run, of the quick form with one worker: about a thousand of them are scored.
-NUM_REQUESTS = 1600
+# Per worker and run, of the quick form with one worker: about 650 of them are scored.
+NUM_REQUESTS = 1100
 
 # Policies of which one worker is enough, and those that need several.
 ALONE = (HEADWAY, "vllm-v0", "vllm-v1", "sarathi", "edf", "niyama", "scorpio")

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.capacity_report import above_bound, best_baseline, ratio, summary
+from bench.capacity_report import (
+    above_bound,
+    best_baseline,
+    ratio,
+    summary,
+    wrong_scenarios,
+)
 from bench.capacity_search import (
     CRITERIA,
     GRID_RATIO,
@@ -249,6 +255,14 @@ def test_a_baseline_that_carries_nothing_has_no_ratio() -> None:
 def test_rows_above_their_bound_are_found() -> None:
     wrong = row("edf", 10.1)
     assert above_bound([row("headway", 10.0), wrong]) == [wrong]
+
+
+def test_a_scenario_with_a_row_above_its_bound_is_left_out_of_the_summary() -> None:
+    rows = [row("headway", 4.0), row("vllm-v1", 2.0), row("edf", 1.0)]
+    wrong = [row("headway", 9.0), row("vllm-v1", 1.0), row("edf", 10.1)]
+    rows += [one | {"scenario": "coder"} for one in wrong]
+    assert wrong_scenarios(rows) == ["coder"]
+    assert summary(rows)["geo_mean_vs_best_baseline"] == pytest.approx(2.0)
 
 
 def test_geometric_mean() -> None:
