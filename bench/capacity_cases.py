@@ -35,6 +35,7 @@ class Case:
 
     Attributes:
         num_requests: per run, about; the same ones at every rate. The middle ones are scored.
+        min_duration_s: at high rates there are more of them, so that they come for so long.
         draws_curves: whether attainment is also measured far from the capacity.
     """
 
@@ -46,6 +47,7 @@ class Case:
     seeds: tuple[int, ...]
     lengths: str = "known"
     draws_curves: bool = False
+    min_duration_s: float = 0.0
 
     @property
     def num_gpus(self) -> int:
@@ -112,6 +114,10 @@ def settings_of(policy: str, case: Case) -> list[Setting]:
 # Per worker and run, of the quick form with one worker: about 650 of them are scored.
 NUM_REQUESTS = 1100
 
+# Later rounds of a session come when those before have ended: some seconds each. Until several
+# sessions' time has passed fewer requests a second come than the rate says.
+_SESSIONS_S = 60.0
+
 # Policies of which one worker is enough, and those that need several.
 ALONE = (HEADWAY, "vllm-v0", "vllm-v1", "sarathi", "edf", "niyama", "scorpio")
 TOGETHER = ("distserve", "polyserve")
@@ -154,7 +160,15 @@ def _case(
     num_requests = num_workers * NUM_REQUESTS * scale
     if num_workers > 1:
         num_requests //= 2
-    return Case(scenario, arrivals, machine, num_workers, num_requests, tuple(range(num_seeds)))
+    return Case(
+        scenario,
+        arrivals,
+        machine,
+        num_workers,
+        num_requests,
+        tuple(range(num_seeds)),
+        min_duration_s=_SESSIONS_S if scenario == "tools" else 0.0,
+    )
 
 
 def quick_tasks() -> Iterator[Task]:

@@ -188,10 +188,10 @@ Strict: the first token, every 10th and the last are in time. Mean: the first to
 time per token after it. Headway's ablations are not baselines."""
 
 
-_WRONG = """\
-**Measured wrongly, and left out of the summary: {}.** Rows are above their bound. Where sessions
-last longer than a run, their later rounds come after it, and fewer requests a second are asked than
-the rate says."""
+_WRONG = (
+    "**Measured wrongly, and left out of the summary: {}.** Rows are above their bound, which no"
+    " schedule can exceed."
+)
 
 
 def _number(value: float | None, digits: int = 2) -> str:

@@ -73,7 +73,7 @@ class Runner:
                 "policy": HEADWAY if is_headway else self.policy,
                 "token_budget": setting.token_budget,
                 "rates": (rate,),
-                "duration_s": case.num_requests / rate,
+                "duration_s": max(case.num_requests / rate, case.min_duration_s),
                 "seed": seed,
                 "arrivals": case.arrivals,
                 "lengths": case.lengths,
