@@ -143,6 +143,7 @@ class States:
             grants=granted,
             workers=np.concatenate(records),
             link_free_at_s=np.zeros(workers),
+            num_kept_tokens=np.zeros(workers, np.int64),
         )
 
     def _similar(self, count: int) -> RecordedWorker:
