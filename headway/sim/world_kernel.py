@@ -118,8 +118,6 @@ def _preempt(world: World, w: int, row: int) -> None:
     world.workers[w].num_free_blocks += r.num_blocks
     r.num_blocks = 0
     r.num_computed_tokens = r.num_unsent_tokens = 0
-    if row < world.sim.shape[0]:
-        world.sim[index].num_cached_tokens = 0
     r.num_prompt_tokens = world.sim[index].num_own_prompt_tokens + r.num_output_tokens
     r.prefill_due_at_s = r.next_due_at_s
     r.phase = PREFILL

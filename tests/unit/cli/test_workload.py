@@ -38,7 +38,7 @@ def test_shipped_workloads_can_be_read_and_ask_for_three_tiers(path: Path) -> No
 
 
 def test_workloads_are_shipped() -> None:
-    assert [path.stem for path in WORKLOADS] == ["emulated", "mixed", "mixed-bursty"]
+    assert [path.stem for path in WORKLOADS] == ["emulated", "mixed-bursty", "mixed"]
 
 
 def test_same_seed_gives_the_same_load_and_another_seed_another() -> None:
