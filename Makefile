@@ -41,7 +41,7 @@ test-slow: setup ## the tests left out of `make test`
 	@$(BIN)/python -m pytest -m slow
 	@echo "make test-slow: passed"
 
-bench-capacity: setup ## find each policy's capacity by simulation: 10 min (ARGS=--full: hours)
+bench-capacity: setup ## find each policy's capacity by simulation: about 15 min (ARGS=--full: hours)
 	@$(BIN)/python -m bench.capacity $(ARGS)
 
 bench-planner: setup ## measure how long the planner decides, and the simulator's speed

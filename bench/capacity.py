@@ -3,7 +3,7 @@
     python -m bench.capacity [--full] [--only chat,coder] [--out bench/results]
 
 Compares Headway with every baseline at its best setting, and with the most that any schedule
-could carry. The quick form takes less than ten minutes on two idle cores. What has been measured is
+could carry. The quick form is made for ten minutes on two idle cores. What has been measured is
 on disk after every policy; with --only it goes to capacity-part.*.
 """
 

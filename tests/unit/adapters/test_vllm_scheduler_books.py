@@ -37,6 +37,16 @@ def form(table: EngineBooks, now_s: float, num_free: int = 60) -> dict[str, int]
     return table.form(now_s, num_free, 1.0, 0).grants
 
 
+def test_a_first_token_that_leaves_early_is_known_to_be_early() -> None:
+    table = books()
+    add(table, "a", Demand("a", 5.0, promise=PROMISE), num_prompt=4)
+    formed = table.form(5.0, 60, 1.0, 0)
+    assert formed.grants == {"a-0f": 4}
+    table.count(["a-0f"], [4])
+    # Due at 6.0, and out with the step.
+    assert table.requests["a-0f"]["lead_s"] == pytest.approx(1.0 - formed.predicted_s)
+
+
 def test_a_request_from_prompt_to_last_token() -> None:
     table = books()
     add(table, "a", Demand("a", 5.0, promise=PROMISE, step_cap_s=0.012), num=3)
