@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -97,6 +98,19 @@ def assert_empty(made: Controller) -> None:
     assert made.num_requests_running == made.num_best_effort_queued == 0
     for worker in made.workers:
         assert len(worker.requests) == 0
+
+
+def test_the_step_cap_goes_where_the_prompt_is_computed() -> None:
+    made = controller(join=False)
+    for role in WorkerRole:
+        made.handle(WorkerJoined(worker_spec(role, forms_steps_by_deadline=True)), 0.0)
+    effects = run(made, [arrived(SPEC), RESERVED])
+    (decode,) = [effect for effect in effects if isinstance(effect, StartDecode)]
+    (prefill,) = [effect for effect in effects if isinstance(effect, StartPrefill)]
+    assert prefill.step_cap_s is not None
+    assert decode.step_cap_s is None
+    caps = {worker.spec.role: worker.step_cap_s for worker in made.workers}
+    assert caps == {WorkerRole.PREFILL: prefill.step_cap_s, WorkerRole.DECODE: math.inf}
 
 
 def test_a_request_is_reserved_then_prefilled_then_relayed_then_finished() -> None:
